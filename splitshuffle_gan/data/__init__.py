@@ -1,0 +1,1 @@
+"""Scans and phantoms in, prepared datasets out."""

@@ -1,0 +1,158 @@
+"""A prepared dataset, opened: its array, its geometry, and torch datasets of its volumes or of their slices."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from splitshuffle_gan.data.prepare import FORMAT, VERSION
+from splitshuffle_gan.errors import UserError
+from splitshuffle_gan.volume import PLANES, grid_affine, grid_centre
+
+REMEDY = "prepare the dataset again"
+FIELDS = {
+    "shape": list,
+    "spacing": list,
+    "plane": str,
+    "intensity": dict,
+    "count": int,
+    "data_hash": str,
+    "volumes": list,
+    "skipped": list,
+}
+
+
+@dataclass(frozen=True)
+class PreparedDataset:
+    """What `prepare` wrote: the manifest, and the volumes, memory-mapped, float32 `[N, 1, D, H, W]` in [-1, 1]."""
+
+    folder: Path
+    manifest: dict
+    volumes: np.memmap
+
+    def __reduce__(self):
+        # A memory map pickles as a copy of the whole array; a data-loading process opens the folder again instead.
+        return open_dataset, (self.folder,)
+
+    def __len__(self) -> int:
+        return len(self.volumes)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(D, H, W) in voxels."""
+        return tuple(self.manifest["shape"])
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """(D, H, W) in mm."""
+        return tuple(self.manifest["spacing"])
+
+    @property
+    def plane(self) -> str:
+        """The plane of the slices along D: axial, coronal or sagittal."""
+        return self.manifest["plane"]
+
+    @property
+    def data_hash(self) -> str:
+        """Changes with any prepared voxel."""
+        return self.manifest["data_hash"]
+
+    def geometry(self) -> dict:
+        """What must travel with a generator so that its samples can be written truly; plain JSON.
+
+        spacing: mm, (D, H, W). plane. affine: 4x4 nested lists, array index -> RAS mm, axis-aligned, its middle the
+        median of the volumes' own. intensity: the fields of an `IntensityMap`; for percentiles, the medians of the
+        volumes' bounds.
+        """
+        centres = [grid_centre(entry["affine"], self.shape) for entry in self.manifest["volumes"]]
+        affine = grid_affine(self.shape, self.spacing, self.plane, np.median(centres, axis=0))
+        intensity = self.manifest["intensity"]
+        prefix = "" if intensity["mode"] == "window" else "source_"
+        low, high = intensity[f"{prefix}low"], intensity[f"{prefix}high"]
+        return {
+            "spacing": list(self.spacing),
+            "plane": self.plane,
+            "affine": affine.tolist(),
+            "intensity": {"kind": intensity["mode"], "low": low, "high": high},
+        }
+
+
+class VolumeDataset(Dataset):
+    """Whole volumes: item i is {"image": float32 tensor `[1, D, H, W]` in [-1, 1]}."""
+
+    def __init__(self, prepared: PreparedDataset):
+        self.prepared = prepared
+
+    def __len__(self) -> int:
+        return len(self.prepared)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return {"image": torch.from_numpy(np.array(self.prepared.volumes[index]))}
+
+
+class SliceDataset(Dataset):
+    """Slices along D: item i is {"image": float32 `[1, H, W]` in [-1, 1], "depth": int64 scalar, its index along D}.
+
+    Near-empty slices are passed over: those whose standard deviation is below `min_contrast` times that of the same
+    volume's most contrasted slice. Padding, air and faint noise are; a slice with a few bright per cent is not.
+    `index` is int64 `[items, 2]`: volume and depth. Raises UserError when `min_contrast` is outside 0..1.
+    """
+
+    def __init__(self, prepared: PreparedDataset, min_contrast: float = 0.1):
+        if not 0 <= min_contrast <= 1:
+            raise UserError(f"min_contrast: {min_contrast}; a number from 0 (every slice) to 1 is wanted")
+        self.prepared = prepared
+        contrast = np.array([entry["slice_std"] for entry in prepared.manifest["volumes"]])
+        self.index = np.argwhere(contrast >= min_contrast * contrast.max(axis=1, keepdims=True))
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        volume, depth = self.index[index]
+        image = np.array(self.prepared.volumes[volume, :, depth])
+        return {"image": torch.from_numpy(image), "depth": torch.tensor(depth, dtype=torch.int64)}
+
+
+def open_dataset(folder: Path) -> PreparedDataset:
+    """Open a prepared dataset, checking the manifest and the array's header against each other; voxels are not read.
+
+    Raises UserError naming the file and the field when something is missing or does not fit.
+    """
+    folder = Path(folder)
+    for path in (folder, folder / "manifest.json", folder / "volumes.npy"):
+        if not path.exists():
+            raise UserError(f"{path} does not exist; make the dataset with `splitshuffle prepare`")
+    manifest = _read_manifest(folder / "manifest.json")
+    try:
+        volumes = np.lib.format.open_memmap(folder / "volumes.npy", mode="r")
+    except (ValueError, OSError) as error:
+        raise UserError(f"{folder / 'volumes.npy'}: not a whole NumPy array ({error}); {REMEDY}") from error
+    wanted = (manifest["count"], 1, *manifest["shape"])
+    if volumes.shape != wanted or volumes.dtype != np.float32:
+        found = f"{folder / 'volumes.npy'}: holds {volumes.dtype} {volumes.shape}"
+        raise UserError(f"{found}, but manifest.json's count and shape say float32 {wanted}; {REMEDY}")
+    return PreparedDataset(folder, manifest, volumes)
+
+
+def _read_manifest(path: Path) -> dict:
+    try:
+        manifest = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({error}); {REMEDY}") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise UserError(f"{path}: format is not {FORMAT!r}; give a folder that `splitshuffle prepare` made")
+    if manifest.get("version") != VERSION:
+        raise UserError(f"{path}: version {manifest.get('version')!r}; this release reads version {VERSION}; {REMEDY}")
+    for field, kind in FIELDS.items():
+        if not isinstance(manifest.get(field), kind):
+            found = repr(manifest[field])[:40] if field in manifest else "missing"
+            raise UserError(f"{path}: {field} is {found}; a {kind.__name__} is wanted; {REMEDY}")
+    if manifest["plane"] not in PLANES:
+        raise UserError(f"{path}: plane is {manifest['plane']!r}; one of {', '.join(PLANES)} is wanted; {REMEDY}")
+    if not manifest["count"] == len(manifest["volumes"]) > 0:
+        raise UserError(f"{path}: count is {manifest['count']}, volumes lists {len(manifest['volumes'])}; {REMEDY}")
+    return manifest

@@ -1,0 +1,146 @@
+"""The discriminator: the generator's mirror, residual, with minibatch standard deviation."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from splitshuffle_gan import nd
+from splitshuffle_gan.checkpoint import Pretrained
+from splitshuffle_gan.config import DiscriminatorConfig
+from splitshuffle_gan.errors import UserError
+from splitshuffle_gan.nn.conv import Kernel, Linear, make_conv
+from splitshuffle_gan.nn.styled import ACTIVATION_GAIN, activate
+
+
+class BiasedConv(nn.Module):
+    """Convolution, bias, times `gain`, activation: `[N, in, *S] -> [N, out, *S]`."""
+
+    def __init__(
+        self,
+        config: DiscriminatorConfig,
+        in_channels: int,
+        out_channels: int,
+        size: int = 3,
+        gain: float = ACTIVATION_GAIN,
+    ) -> None:
+        super().__init__()
+        self.conv = (
+            Kernel(out_channels, in_channels, (1,) * config.rank)
+            if size == 1
+            else make_conv(config.conv, config.rank, in_channels, out_channels, size)
+        )
+        self.bias = nn.Parameter(torch.zeros(out_channels))
+        self.gain = gain
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve, add, activate."""
+        x = self.conv(x, self.gain)
+        return activate(x + nd.per_channel((self.bias * self.gain).to(x.dtype), x.ndim - 2))
+
+
+class DiscriminatorBlock(nn.Module):
+    """From `level` to `level - 1`: convolve, shrink, convolve, plus a shrunk 1 x 1 shortcut."""
+
+    def __init__(self, config: DiscriminatorConfig, level: int) -> None:
+        super().__init__()
+        fine, coarse = config.channels[level], config.channels[level - 1]
+        self.factors = config.factors(level)
+        # Two branches of equal variance add up to one of that variance when each is multiplied by sqrt(1/2).
+        self.half = math.sqrt(0.5)
+        self.conv = BiasedConv(config, fine, fine)
+        self.shrink = BiasedConv(config, fine, coarse, gain=ACTIVATION_GAIN * self.half)
+        self.skip = Kernel(coarse, fine, (1,) * config.rank)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[N, fine, *S] -> [N, coarse, *S / factors]`."""
+        y = self.shrink(nd.downsample(self.conv(x), self.factors))
+        return y + self.skip(nd.downsample(x, self.factors), self.half)
+
+
+class SpatialReadout(nn.Module):
+    """One learned weight map per channel: `[N, C, *base] -> [N, C]`, float32.
+
+    A fully connected layer over the flattened base grid would hold more weights than all convolutions together.
+    """
+
+    def __init__(self, channels: int, grid: tuple[int, ...]) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(channels, *grid))
+        self.gain = 1 / math.sqrt(math.prod(grid))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Weighted sum over the grid."""
+        return (x.float() * (self.weight * self.gain)).sum(nd.spatial_dims(x.ndim - 2))
+
+
+def minibatch_std(x: Tensor, group_size: int) -> Tensor:
+    """Mean standard deviation within groups of consecutive samples: `[N, C, *S] -> [N, 1]`, float32 (arXiv 1710.10196).
+
+    The group is the largest divisor of N up to `group_size`.
+    """
+    group = next(g for g in range(min(group_size, x.shape[0]), 0, -1) if x.shape[0] % g == 0)
+    groups = x.float().unflatten(0, (-1, group))
+    std = (groups.var(1, unbiased=False) + 1e-8).sqrt().flatten(1).mean(1)
+    return std.repeat_interleave(group)[:, None]
+
+
+class Discriminator(nn.Module, Pretrained):
+    """Images to logits: `[N, C, D, H, W]` or `[N, C, H, W]` -> `[N]`, float32; high means real.
+
+    Attributes:
+        config: what it is made of.
+        geometry: as in `Generator`.
+        checkpoint_activations: recompute each level in the backward pass instead of storing it.
+    """
+
+    config_class = DiscriminatorConfig
+
+    def __init__(self, config: DiscriminatorConfig, geometry: dict | None = None) -> None:
+        super().__init__()
+        self.config, self.geometry = config, geometry
+        self.checkpoint_activations = False
+        channels, base = config.channels, config.spatial(0)
+        self.from_image = BiasedConv(config, config.image_channels + config.depth_aware, channels[-1], size=1)
+        self.blocks = nn.ModuleList(DiscriminatorBlock(config, level) for level in range(len(channels) - 1, 0, -1))
+        self.conv = BiasedConv(config, channels[0], channels[0])
+        self.readout = SpatialReadout(channels[0], base)
+        self.dense = Linear(channels[0] + 1, channels[0])
+        self.logit = Linear(channels[0], 1)
+
+    def forward(self, images: Tensor, depth: Tensor | None = None) -> Tensor:
+        """Logits. `depth` [N], int64, is the slice index that a depth-aware discriminator of rank 2 needs.
+
+        At rank 3 the depth channel is a ramp; a given `depth` replaces it by that constant.
+        """
+        expected = self.config.spatial(-1)
+        if tuple(images.shape[2:]) != expected or images.shape[1] != self.config.image_channels:
+            raise UserError(
+                f"images: found shape {tuple(images.shape)}, the discriminator was built for "
+                f"(N, {self.config.image_channels}, {', '.join(map(str, expected))})"
+            )
+        if self.config.depth_aware:
+            images = torch.cat((images, self._depth_channel(images, depth)), dim=1)
+        x = images.to(nd.compute_dtype(images.device), memory_format=nd.channels_last(self.config.rank))
+        with nd.explicit_dtypes(x.device):
+            x = self.from_image(x)
+            for block in self.blocks:
+                recompute = self.checkpoint_activations and torch.is_grad_enabled()
+                x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
+            std = minibatch_std(x, self.config.group_size)
+            x = self.readout(self.conv(x))
+            return self.logit(activate(self.dense(torch.cat((x, std), dim=1)) * ACTIVATION_GAIN))[:, 0]
+
+    def _depth_channel(self, images: Tensor, depth: Tensor | None) -> Tensor:
+        """Depth in -1..1, of the slice's centre."""
+        volume_depth = self.config.shape[0]
+        if depth is None:
+            if self.config.rank == 2:
+                depth = torch.full((images.shape[0],), volume_depth // 2, device=images.device)
+            else:
+                depth = torch.arange(volume_depth, device=images.device)[:, None, None]
+        else:
+            depth = nd.per_channel(depth, self.config.rank + 1)
+        values = ((2 * depth + 1) / volume_depth - 1).to(images.dtype)
+        return values.expand(images.shape[0], 1, *images.shape[2:])

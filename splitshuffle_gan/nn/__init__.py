@@ -1,0 +1,1 @@
+"""Layers: equalised linear and convolution kernels, the convolution kinds, styled (modulated) convolution."""

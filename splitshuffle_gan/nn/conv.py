@@ -1,0 +1,114 @@
+"""The three kinds of convolution, at rank 2 and 3, with equalised learning rate.
+
+Every kind maps `[N, in, *S]` to `[N, out, *S]` and can tell the energy of its dense kernel, which demodulation needs.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from splitshuffle_gan import nd
+
+
+class Linear(nn.Module):
+    """Fully connected layer with equalised learning rate (StyleGAN, arXiv 1812.04948): `[N, in] -> [N, out]`.
+
+    In float32 whatever the autocast: the style path is small and sensitive.
+    """
+
+    def __init__(self, in_features: int, out_features: int, bias: float = 0.0, lr_multiplier: float = 1.0) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(out_features, in_features) / lr_multiplier)
+        self.bias = nn.Parameter(torch.full((out_features,), bias / lr_multiplier))
+        self.gain = lr_multiplier / math.sqrt(in_features)
+        self.lr_multiplier = lr_multiplier
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[N, in] -> [N, out]`, float32."""
+        with nd.explicit_dtypes(x.device):
+            return nn.functional.linear(x.float(), self.weight * self.gain, self.bias * self.lr_multiplier)
+
+
+class Kernel(nn.Module):
+    """One convolution kernel `[out, in, *k]`, stored with unit variance and used times `gain = 1 / sqrt(fan_in)`."""
+
+    def __init__(self, out_channels: int, in_channels: int, size: tuple[int, ...]) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, *size))
+        self.gain = 1 / math.sqrt(in_channels * math.prod(size))
+
+    def effective(self) -> Tensor:
+        """The kernel that acts on activations."""
+        return self.weight * self.gain
+
+    def forward(self, x: Tensor, gain: float = 1.0) -> Tensor:
+        """Convolve, times `gain`, which costs nothing on the kernel and a pass over memory on the activations."""
+        return nd.conv(x, self.weight * (self.gain * gain))
+
+    def output_energy(self, input_energy: Tensor) -> Tensor:
+        """`[N, in]` squared input scales -> `[N, out]` squared norm of the scaled kernel."""
+        return input_energy @ self.effective().square().sum(nd.spatial_dims(self.weight.ndim - 2)).T
+
+
+class PlainConv(Kernel):
+    """k x k (x k) convolution: 27 C^2 weights at rank 3, the baseline."""
+
+    def __init__(self, rank: int, in_channels: int, out_channels: int, size: int = 3) -> None:
+        super().__init__(out_channels, in_channels, nd.kernel_size(rank, size))
+
+
+class SplitShuffleConv(nn.Module):
+    """Split&Shuffle convolution: 9 C^2 weights at rank 3, a third of the plain convolution's 27 C^2.
+
+    The channels are split in two halves. The *volumetric* half goes through a k x k x k convolution, the *planar*
+    half through a 1 x k x k one; the results are concatenated and shuffled with two groups, so that the next split
+    mixes both. At rank 2 both halves are k x k: the slice network has the same graph.
+
+    This is our declared reading of arXiv 2208.03934, whose abstract names the block and gives no equation.
+    """
+
+    def __init__(self, rank: int, in_channels: int, out_channels: int, size: int = 3) -> None:
+        super().__init__()
+        halves = out_channels // 2, in_channels // 2
+        self.volumetric = Kernel(*halves, nd.kernel_size(rank, size))
+        self.planar = Kernel(*halves, nd.kernel_size(rank, size, depth=1))
+
+    def forward(self, x: Tensor, gain: float = 1.0) -> Tensor:
+        """Split, convolve, concatenate, shuffle; times `gain`."""
+        volumetric, planar = x.chunk(2, dim=1)
+        return nd.interleave(self.volumetric(volumetric, gain), self.planar(planar, gain))
+
+    def output_energy(self, input_energy: Tensor) -> Tensor:
+        """As `Kernel.output_energy`, in the shuffled order."""
+        volumetric, planar = input_energy.chunk(2, dim=1)
+        return nd.interleave(self.volumetric.output_energy(volumetric), self.planar.output_energy(planar))
+
+
+class SeparableConv(nn.Module):
+    """(2+1)D convolution: 1 x k x k, then k x 1 x 1 at rank 3; k x k alone at rank 2. 12 C^2 weights at rank 3."""
+
+    def __init__(self, rank: int, in_channels: int, out_channels: int, size: int = 3) -> None:
+        super().__init__()
+        self.planar = Kernel(out_channels, in_channels, nd.kernel_size(rank, size, depth=1))
+        self.axial = Kernel(out_channels, out_channels, (size, 1, 1)) if rank == 3 else None
+
+    def forward(self, x: Tensor, gain: float = 1.0) -> Tensor:
+        """Convolve in-plane, then through-plane; times `gain`."""
+        x = self.planar(x, gain)
+        return x if self.axial is None else self.axial(x)
+
+    def output_energy(self, input_energy: Tensor) -> Tensor:
+        """As `Kernel.output_energy`, of the composed kernel."""
+        if self.axial is None:
+            return self.planar.output_energy(input_energy)
+        planar = self.planar.effective().flatten(2)
+        taps = self.axial.effective().flatten(2).unbind(-1)
+        composed = sum(torch.einsum("om,mik->oik", tap, planar).square().sum(-1) for tap in taps)
+        return input_energy @ composed.T
+
+
+def make_conv(kind: str, rank: int, in_channels: int, out_channels: int, size: int = 3) -> nn.Module:
+    """The convolution of `kind` (`split_shuffle`, `plain` or `separable`)."""
+    kinds = {"split_shuffle": SplitShuffleConv, "plain": PlainConv, "separable": SeparableConv}
+    return kinds[kind](rank, in_channels, out_channels, size)

@@ -1,0 +1,54 @@
+"""Outputs that appear complete or not at all."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from splitshuffle_gan.errors import UserError
+
+
+def refuse_existing(out: Path, overwrite: bool, mark: str) -> None:
+    """Raise UserError when `out` exists and may not be replaced.
+
+    Even with `overwrite` only an empty folder, or one that holds the file or folder `mark`, is replaced: a mistyped
+    path must not delete someone's home.
+    """
+    if not os.path.lexists(out):
+        return
+    if not overwrite:
+        raise UserError(f"out: {out} exists already; choose another folder, or pass --overwrite to replace it")
+    if not out.is_dir() or (any(out.iterdir()) and not (out / mark).exists()):
+        raise UserError(f"out: {out} exists and has no {mark} in it, so it is not overwritten; choose another folder")
+
+
+@contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """A new folder beside `out` that takes its place when the block ends well and vanishes when it does not.
+
+    What was at `out` before is replaced: whether that may be is the caller's to decide.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    building = out.with_name(f".{out.name}.{os.getpid()}")
+    previous = building.with_name(f"{building.name}.previous")
+    shutil.rmtree(building, ignore_errors=True)  # of a killed process that had this number
+    building.mkdir()
+    try:
+        yield building
+        if out.exists():
+            os.replace(out, previous)
+        os.replace(building, out)
+    finally:
+        if previous.exists() and not out.exists():
+            os.replace(previous, out)
+        shutil.rmtree(building, ignore_errors=True)
+        shutil.rmtree(previous, ignore_errors=True)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write `value` as indented JSON through a temporary name; NaN and infinity raise ValueError."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
+    os.replace(temporary, path)

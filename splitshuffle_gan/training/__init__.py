@@ -1,0 +1,1 @@
+"""The adversarial loop, the same for slices and volumes."""

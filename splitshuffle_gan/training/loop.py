@@ -1,0 +1,291 @@
+"""The training run: set up, resume, steps, status, snapshots. The same for slices and volumes."""
+
+import dataclasses
+import json
+import math
+import os
+import platform
+import shutil
+import time
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from splitshuffle_gan import __version__
+from splitshuffle_gan.checkpoint import find_checkpoint
+from splitshuffle_gan.config import DiscriminatorConfig, GeneratorConfig
+from splitshuffle_gan.data.dataset import PreparedDataset, SliceDataset, VolumeDataset, open_dataset
+from splitshuffle_gan.errors import UserError
+from splitshuffle_gan.models.discriminator import Discriminator
+from splitshuffle_gan.models.generator import Generator
+from splitshuffle_gan.montage import save_montage
+from splitshuffle_gan.output import refuse_existing, whole_folder, write_json
+from splitshuffle_gan.sampler import sample
+from splitshuffle_gan.training.options import TrainConfig
+from splitshuffle_gan.training.state import load_state, save_state
+from splitshuffle_gan.training.step import Trainer
+from splitshuffle_gan.training.stream import BatchStream
+
+STATUS_STEPS = 8  # between status lines; the loop waits for the device only there
+MONTAGE_SEEDS = range(8)
+# What may differ between a run and its continuation.
+RESUMABLE = {"data", "out", "init", "resume", "overwrite", "kimg", "minutes", "snapshot_kimg", "workers"}
+
+
+def make_accelerator(mixed_precision: str = "auto", out: Path | None = None) -> Accelerator:
+    """Device, processes and precision from the launcher; on a CPU all cores are used, whatever the launcher set.
+
+    `out` is the folder of the run, which gets TensorBoard logs; None logs nowhere.
+    """
+    on_cpu = not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true")
+    if mixed_precision == "auto":
+        fast = torch.ops.mkldnn._is_mkldnn_bf16_supported() if on_cpu else torch.cuda.is_bf16_supported()
+        mixed_precision = "bf16" if fast else "no"
+    accelerator = Accelerator(
+        mixed_precision=mixed_precision, cpu=on_cpu, log_with="tensorboard" if out else None, project_dir=out
+    )
+    if on_cpu:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
+        torch.set_num_threads(max(1, cores // local))
+    else:
+        torch.backends.cudnn.benchmark = True
+    return accelerator
+
+
+def train(config: TrainConfig, rank: int) -> Path:
+    """Train a GAN of `rank` on a prepared dataset and return the last snapshot's folder.
+
+    The run's folder holds `run.json` (resolved config, versions, data hash), `log.jsonl`, `tensorboard/`,
+    `snapshots/kimg*/` (EMA generator, discriminator, montage.png) and `state.pt` for resuming.
+
+    Raises:
+        UserError: a config, dataset, checkpoint or folder that does not fit.
+        FloatingPointError: a loss became NaN or infinite; the message names the last good snapshot.
+    """
+    accelerator = make_accelerator(config.mixed_precision, config.out)
+    dataset = open_dataset(config.data)
+    generator, discriminator = build_networks(config, rank, dataset)
+    trainer = Trainer(config, dataset.spacing, generator, discriminator, accelerator)
+    run = Run(config, rank, trainer, dataset, accelerator)
+    run.open()
+    return run.loop()
+
+
+def build_networks(config: TrainConfig, rank: int, dataset: PreparedDataset) -> tuple[Generator, Discriminator]:
+    """The pair of `config.init`, or fresh networks of the dataset's shape; the same in every process."""
+    pair = []
+    for model_class, config_class in ((Generator, GeneratorConfig), (Discriminator, DiscriminatorConfig)):
+        given = config.network.given(config_class)
+        if config.init is None:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(config.seed + len(pair))
+                model = model_class(config_class(rank=rank, shape=dataset.shape, **given), dataset.geometry())
+        else:
+            model = model_class.from_pretrained(find_checkpoint(config.init, model_class.__name__.lower()))
+            wanted = {"rank": rank, "shape": dataset.shape, **given}
+            for name, value in wanted.items():
+                if getattr(model.config, name) != value:
+                    raise UserError(
+                        f"{name}: {config.init} has {getattr(model.config, name)!r}, this run wants {value!r}. "
+                        "Use a matching checkpoint, dataset or option."
+                    )
+            model.geometry = dataset.geometry()
+        pair.append(model)
+    return tuple(pair)
+
+
+class Run:
+    """The files, the clock and the status of one run."""
+
+    def __init__(
+        self, config: TrainConfig, rank: int, trainer: Trainer, dataset: PreparedDataset, accelerator: Accelerator
+    ) -> None:
+        self.config, self.rank, self.trainer, self.dataset = config, rank, trainer, dataset
+        self.accelerator, self.out = accelerator, config.out
+        self.items = SliceDataset(dataset) if rank == 2 else VolumeDataset(dataset)
+        self.elapsed = 0.0  # seconds of training, earlier parts of a resumed run included
+        self.last_snapshot: Path | None = None
+
+    def open(self) -> None:
+        """Make the folder, or take up the run in it."""
+        main, config = self.accelerator.is_main_process, self.config
+        if config.resume:
+            self._resume()
+        else:
+            refuse_existing(self.out, config.overwrite, mark="run.json")
+        self.accelerator.wait_for_everyone()  # nobody creates the folder before all have looked
+        if main:
+            if self.out.exists() and not config.resume:
+                shutil.rmtree(self.out)
+            (self.out / "snapshots").mkdir(parents=True, exist_ok=True)
+            write_json(self.out / "run.json", self._describe())
+        self.accelerator.wait_for_everyone()
+        self.accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": self.trainer.step}})
+
+    def _resume(self) -> None:
+        state = load_state(self.out)
+        current = plain(self.config)
+        for name, value in state["config"].items():
+            if name not in RESUMABLE and current.get(name) != value:
+                raise UserError(
+                    f"{name}: the run in {self.out} was started with {value!r}, found {current.get(name)!r}. "
+                    "Resume with the same value or start a new run."
+                )
+        if state["data_hash"] != self.dataset.data_hash:
+            raise UserError(f"data: {self.config.data} is not the dataset that the run in {self.out} was started with.")
+        self.trainer.load_state_dict(state["trainer"])
+        self.elapsed = state["elapsed"]
+        if self.accelerator.is_main_process:
+            for leftover in (self.out / "snapshots").glob(".kimg*"):  # of a killed snapshot
+                shutil.rmtree(leftover, ignore_errors=True)
+            log = self.out / "log.jsonl"
+            lines = [line for line in log.read_text().splitlines() if line] if log.exists() else []
+            kept = [line for line in lines if json.loads(line)["step"] <= self.trainer.step]
+            temporary = log.with_name(".log.jsonl.tmp")
+            temporary.write_text("".join(f"{line}\n" for line in kept))
+            os.replace(temporary, log)
+
+    def loop(self) -> Path:
+        """Steps until `kimg` or `minutes` are spent; returns the last snapshot."""
+        config, trainer = self.config, self.trainer
+        stream = BatchStream(len(self.items), config.batch_size, trainer.share, config.seed, trainer.step)
+        pinned = self.accelerator.device.type == "cuda"
+        loader = DataLoader(self.items, batch_sampler=stream, num_workers=config.workers, pin_memory=pinned)
+        last_step = math.ceil(config.kimg * 1000 / config.batch_size)
+        snapshot_steps = max(1, round(config.snapshot_kimg * 1000 / config.batch_size))
+        bar = tqdm(
+            total=last_step * config.batch_size / 1000,
+            initial=trainer.seen / 1000,
+            unit="kimg",
+            desc=f"train {self.rank}D",
+            disable=not self.accelerator.is_main_process,
+            bar_format="{desc} {percentage:3.0f}%|{bar}| {n:.2f}/{total:.1f} kimg [{elapsed}<{remaining}]{postfix}",
+        )
+        sums, since, tick = {}, trainer.step, time.perf_counter()
+        batches = iter(loader)
+        while trainer.step < last_step:
+            for name, value in trainer.train_step(next(batches)).items():
+                total, count = sums.get(name, (0.0, 0))
+                sums[name] = (total + value, count + 1)
+            due = trainer.step % snapshot_steps == 0
+            if trainer.step % STATUS_STEPS and not due and trainer.step < last_step:
+                continue
+            status = self._status(sums, trainer.step - since, tick)
+            sums, since, tick = {}, trainer.step, time.perf_counter()
+            bar.n = trainer.seen / 1000
+            bar.set_postfix_str(
+                f"{status['img_s']:.1f} img/s G {status['loss_g']:.2f} D {status['loss_d']:.2f} "
+                f"r_t {status['r_t']:.2f} p {status['p']:.2f}"
+            )
+            over = config.minutes is not None and self.elapsed >= config.minutes * 60
+            if due or over or trainer.step >= last_step:
+                self._snapshot()
+                tick = time.perf_counter()
+            if over:
+                break
+        bar.close()
+        if self.last_snapshot is None:
+            self._snapshot()
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
+        self.accelerator.wait_for_everyone()
+        return self.last_snapshot
+
+    def _status(self, sums: dict, steps: int, tick: float) -> dict:
+        """Average over steps and processes, steer the augmentation, write the log line. Raises on NaN."""
+        sums = {name: torch.as_tensor(total) / count for name, (total, count) in sorted(sums.items())}
+        means = torch.stack(list(sums.values())).float().to(self.trainer.device)
+        means = dict(zip(sums, self.accelerator.reduce(means, reduction="mean").tolist(), strict=True))
+        # Reading the means waited for the device: only now has the time of the steps passed. All processes must agree.
+        seconds = torch.tensor(time.perf_counter() - tick, dtype=torch.float32, device=self.trainer.device)
+        seconds = float(self.accelerator.reduce(seconds, reduction="mean"))
+        bad = [name for name, value in means.items() if not math.isfinite(value)]
+        if bad:
+            kept = f"The last good snapshot is {self.last_snapshot}." if self.last_snapshot else "There is no snapshot yet."
+            raise FloatingPointError(
+                f"{', '.join(bad)} became {means[bad[0]]} at step {self.trainer.step}. {kept} "
+                "Resume from it with a lower learning rate, a higher r1_gamma or --mixed-precision no."
+            )
+        self.elapsed += seconds
+        images = steps * self.config.batch_size
+        if self.config.augment_target > 0:
+            self.trainer.adaptive.update(means["r_t"], images, self.config.augment_target, self.config.augment_kimg)
+        status = {
+            "step": self.trainer.step,
+            "kimg": self.trainer.seen / 1000,
+            "seconds": round(self.elapsed, 3),
+            "img_s": images / max(seconds, 1e-9),
+            "p": self.trainer.adaptive.p,
+            **means,
+        }
+        if self.accelerator.is_main_process:
+            with open(self.out / "log.jsonl", "a") as log:
+                log.write(json.dumps(status) + "\n")
+        self.accelerator.log({k: v for k, v in status.items() if k != "step"}, step=self.trainer.step)
+        return status
+
+    def _snapshot(self) -> None:
+        """EMA generator, discriminator and montage in a folder of their own, then the state to resume from."""
+        target = self.out / "snapshots" / f"kimg{self.trainer.seen / 1000:09.3f}"
+        if self.accelerator.is_main_process:
+            average = self.trainer.average
+            average.update_w_avg()
+            images = list(sample(average, MONTAGE_SEEDS))
+            volumes = images[0].ndim == 3
+
+            with whole_folder(target) as folder:
+                average.save_pretrained(folder / "generator")
+                self.trainer.D.save_pretrained(folder / "discriminator")
+                save_montage(
+                    images,
+                    folder / "montage.png",
+                    spacing=self.dataset.spacing if volumes else self.dataset.spacing[1:],
+                    titles=[f"seed {seed}" for seed in MONTAGE_SEEDS],
+                    plane=self.dataset.plane,
+                    caption=f"{self.rank}D generator after {self.trainer.seen / 1000:g} kimg, truncation_psi 1",
+                )
+
+            save_state(
+                self.out,
+                {
+                    "trainer": self.trainer.state_dict(),
+                    "config": plain(self.config),
+                    "data_hash": self.dataset.data_hash,
+                    "elapsed": self.elapsed,
+                },
+            )
+        self.last_snapshot = target
+        self.accelerator.wait_for_everyone()
+
+    def _describe(self) -> dict:
+        return {
+            "created_with": __version__,
+            "rank": self.rank,
+            "config": plain(self.config),
+            "generator": self.trainer.G.config.to_dict(),
+            "discriminator": self.trainer.D.config.to_dict(),
+            "r1_gamma": self.trainer.r1_gamma,
+            "data": {
+                "folder": str(self.config.data),
+                "count": len(self.dataset),
+                "items": len(self.items),
+                "data_hash": self.dataset.data_hash,
+            },
+            "machine": {
+                "device": str(self.accelerator.device),
+                "processes": self.accelerator.num_processes,
+                "threads": torch.get_num_threads(),
+                "mixed_precision": self.accelerator.mixed_precision,
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+            },
+        }
+
+
+def plain(config: TrainConfig) -> dict:
+    """The config as JSON values."""
+    return json.loads(json.dumps(dataclasses.asdict(config), default=str))

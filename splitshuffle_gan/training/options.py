@@ -1,0 +1,114 @@
+"""What a training run can be told."""
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Literal
+
+from splitshuffle_gan.config import ConvKind
+from splitshuffle_gan.errors import UserError
+from splitshuffle_gan.training.augment import AugmentConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkOptions:
+    """Networks to build when there is no `init`; left out, a value comes from `init` or the default.
+
+    Attributes:
+        channels: channels per level, coarse to fine, even; default 32 at the finest level, doubled up to 128.
+        conv: kind of convolution; default split_shuffle.
+        depth_aware: tell the networks the depth of each slice (beyond the paper); default yes.
+        z_dim: size of the latent; default 128.
+        w_dim: size of the intermediate latent; default 128.
+        mapping_layers: layers of the mapping network; default 4.
+        noise: per-layer noise inputs; default yes.
+        depth_upsample: growth over depth at rank 3; default nearest.
+        group_size: samples per group of the minibatch standard deviation; default 4.
+    """
+
+    channels: tuple[int, ...] | None = None
+    conv: ConvKind | None = None
+    depth_aware: bool | None = None
+    z_dim: int | None = None
+    w_dim: int | None = None
+    mapping_layers: int | None = None
+    noise: bool | None = None
+    depth_upsample: Literal["nearest", "linear"] | None = None
+    group_size: int | None = None
+
+    def given(self, config_class: type) -> dict:
+        """The values that were given and that `config_class` knows."""
+        known = {f.name for f in fields(config_class)}
+        return {k: v for k, v in vars(self).items() if v is not None and k in known}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One training run, 2D or 3D.
+
+    Attributes:
+        data: prepared dataset (from `splitshuffle prepare`).
+        out: folder of the run; must not exist unless `resume` or `overwrite`.
+        init: checkpoint to start from (an inflated pair, a run), or none.
+        resume: go on with the run in `out`, exactly where it stopped.
+        overwrite: delete what is in `out` first.
+        kimg: length of training, in thousands of real images shown.
+        minutes: stop after this many minutes of training instead, if that comes first.
+        batch_size: images per step, over all processes.
+        micro_batch: images per process and forward pass; smaller than the share accumulates gradients. Default: all.
+        g_lr: learning rate of the generator.
+        d_lr: learning rate of the discriminator.
+        r1_gamma: weight of the R1 penalty; default 0.0002 voxels / batch.
+        r1_interval: steps between R1 penalties.
+        pl_weight: weight of path length regularisation, every 4 steps; 0 is off.
+        ema_kimg: half-life of the weight average, in thousands of images.
+        ema_rampup: the half-life is at most this share of the images seen; keeps early averages fresh.
+        augment_target: value of the overfitting signal r_t at which augmentation holds still; 0 switches it off.
+        augment_kimg: thousands of images in which the augmentation probability can move by 1.
+        augment: strengths of the transforms.
+        snapshot_kimg: thousands of images between snapshots.
+        mixed_precision: arithmetic of the networks; auto: bf16 where the hardware has it.
+        checkpoint_activations: recompute activations in the backward pass; less memory, about a third slower.
+        workers: processes that read data, per training process; 0 reads in the training process.
+        seed: of everything random.
+        network: the networks, when they are not read from `init`.
+    """
+
+    data: Path
+    out: Path
+    init: Path | None = None
+    resume: bool = False
+    overwrite: bool = False
+    kimg: float = 100.0
+    minutes: float | None = None
+    batch_size: int = 8
+    micro_batch: int | None = None
+    g_lr: float = 0.002
+    d_lr: float = 0.002
+    r1_gamma: float | None = None
+    r1_interval: int = 16
+    pl_weight: float = 0.0
+    ema_kimg: float = 5.0
+    ema_rampup: float = 0.1
+    augment_target: float = 0.6
+    augment_kimg: float = 50.0
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    snapshot_kimg: float = 5.0
+    mixed_precision: Literal["auto", "bf16", "no"] = "auto"
+    checkpoint_activations: bool = False
+    workers: int = 0
+    seed: int = 0
+    network: NetworkOptions = field(default_factory=NetworkOptions)
+
+    def __post_init__(self) -> None:
+        positive = ("kimg", "batch_size", "g_lr", "d_lr", "r1_interval", "ema_kimg", "augment_kimg", "snapshot_kimg")
+        for name in positive:
+            if not getattr(self, name) > 0:
+                raise UserError(f"{name}: found {getattr(self, name)}, must be positive")
+        for name in ("minutes", "micro_batch"):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
+                raise UserError(f"{name}: found {getattr(self, name)}, must be positive or left out")
+        for name in ("pl_weight", "ema_rampup", "augment_target", "workers", "seed"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name}: found {getattr(self, name)}, must not be negative")
+        if self.resume and self.overwrite:
+            raise UserError("resume and overwrite: both given; resume keeps the run in out, overwrite deletes it")

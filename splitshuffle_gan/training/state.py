@@ -1,0 +1,41 @@
+"""The whole state of a training run in one file, replaced in one step: `state.pt`."""
+
+import os
+from pathlib import Path
+
+import torch
+
+from splitshuffle_gan.errors import UserError
+
+STATE, VERSION = "state.pt", 1
+
+
+def save_state(folder: Path, state: dict) -> None:
+    """Write `folder/state.pt` through a temporary name: killed or out of disk, the previous file stays whole."""
+    temporary = folder / f".{STATE}.tmp"
+    try:
+        with open(temporary, "wb") as file:
+            torch.save({"version": VERSION, **state}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, folder / STATE)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_state(folder: Path) -> dict:
+    """Read `folder/state.pt`, tensors and plain values only, onto the CPU.
+
+    Raises:
+        UserError: no such file, unreadable, or of another version.
+    """
+    path = folder / STATE
+    if not path.is_file():
+        raise UserError(f"resume: {path} does not exist; there is nothing to resume. Start without --resume.")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, OSError, EOFError, ValueError) as error:
+        raise UserError(f"{path}: not a readable training state ({str(error).splitlines()[0]}).") from error
+    if state.get("version") != VERSION:
+        raise UserError(f"{path}: field 'version' is {state.get('version')!r}, wanted {VERSION}. Start a new run.")
+    return state
