@@ -1,18 +1,47 @@
-"""From a generator and seeds to volumes."""
+"""From a generator and seeds to volumes, in memory and as NIfTI files."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
+from tqdm import tqdm
 
+from splitshuffle_gan import __version__
+from splitshuffle_gan.checkpoint import find_checkpoint
+from splitshuffle_gan.data.nifti import read_nifti, write_nifti
+from splitshuffle_gan.devices import use_all_cores, wants_cpu
 from splitshuffle_gan.errors import UserError
 from splitshuffle_gan.models.generator import Generator
+from splitshuffle_gan.montage import save_montage
+from splitshuffle_gan.output import refuse_existing, whole_folder, write_json
+from splitshuffle_gan.volume import IntensityMap, Volume
+
+MONTAGE_VOLUMES = 16
+DESCRIPTION = "synthetic volume, splitshuffle_gan"
 
 
 def latent_of_seed(seed: int, z_dim: int) -> Tensor:
     """The latent `[1, z_dim]` that a seed names, on the CPU, the same on every machine."""
     return torch.randn(1, z_dim, generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+def styles_of_seed(generator: Generator, seed: int, truncation_psi: float = 1.0) -> Tensor:
+    """The styles `[1, num_ws, w_dim]` that a seed names, on the generator's device."""
+    return generator.map(latent_of_seed(seed, generator.z_dim).to(generator.w_avg.device), truncation_psi)
+
+
+def mix_styles(coarse: Tensor, fine: Tensor, layers: int) -> Tensor:
+    """Styles `[1, num_ws, w_dim]` of `coarse` for the first `layers` layers and of `fine` for the rest."""
+    if not 0 < layers < coarse.shape[1]:
+        raise UserError(f"mix_layers: found {layers}, must be 1 to {coarse.shape[1] - 1}")
+    return torch.cat((coarse[:, :layers], fine[:, layers:]), dim=1)
 
 
 @torch.no_grad()
@@ -38,16 +67,147 @@ def sample(
     Every seed is drawn by itself, so that its voxels depend on nothing else: not on the other seeds, not on their
     order, not on the number of processes.
     """
-    device = generator.w_avg.device
     for seed in seeds:
-        z = latent_of_seed(seed, generator.z_dim).to(device)
-        with torch.no_grad():
-            ws = generator.map(z, truncation_psi)
-        yield draw(generator, ws, noise_mode)
+        yield draw(generator, styles_of_seed(generator, seed, truncation_psi), noise_mode)
 
 
-def mix_styles(coarse: Tensor, fine: Tensor, layers: int) -> Tensor:
-    """Styles `[1, num_ws, w_dim]` of `coarse` for the first `layers` layers and of `fine` for the rest."""
-    if not 0 < layers < coarse.shape[1]:
-        raise UserError(f"mix_layers: found {layers}, must be 1 to {coarse.shape[1] - 1}")
-    return torch.cat((coarse[:, :layers], fine[:, layers:]), dim=1)
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig:
+    """What to draw from a checkpoint, and where to write it; see `write_samples`.
+
+    Attributes:
+        checkpoint: a generator's folder, a pair of networks, a training run (its latest snapshot) or a hub id.
+        out: folder to make.
+        seeds: what to draw, one volume per seed.
+        truncation_psi: below 1 less variety and fewer bad samples, 1 the whole distribution.
+        style_mix: two seeds; the coarse styles of the first, the fine ones of the second.
+        mix_layers: how many layers count as coarse; default half of them.
+        interpolate: two seeds, to walk between in w.
+        steps: volumes of that walk, both ends included.
+        noise_mode: const repeats a volume exactly; none is smoother; random draws new fine detail (from the seed).
+        overwrite: replace the samples in `out`.
+    """
+
+    checkpoint: str
+    out: Path
+    seeds: tuple[int, ...] = tuple(range(16))
+    truncation_psi: float = 0.7
+    style_mix: tuple[int, int] | None = None
+    mix_layers: int | None = None
+    interpolate: tuple[int, int] | None = None
+    steps: int = 8
+    noise_mode: str = "const"
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.seeds or min(self.seeds) < 0:
+            raise UserError(f"seeds: found {self.seeds}, give one or more whole numbers from 0 up")
+        if self.steps < 2:
+            raise UserError(f"steps: found {self.steps}, must be at least 2")
+        if self.style_mix and self.interpolate:
+            raise UserError("style_mix and interpolate: both given; choose one")
+        if self.noise_mode not in ("random", "const", "none"):
+            raise UserError(f"noise_mode: found {self.noise_mode!r}, must be 'random', 'const' or 'none'")
+
+
+def write_samples(config: SampleConfig) -> Path:
+    """Draw volumes and write `*.nii.gz`, `montage.png` and `samples.json` into the folder `config.out`.
+
+    Each file has the training set's spacing and an RAS affine, and intensities in its units: int16 where a window was
+    given (HU), float32 for percentiles. Under a launcher the volumes are shared out among the processes.
+
+    Raises:
+        UserError: no such checkpoint, one without geometry or without volumes, an `out` that exists.
+    """
+    state = PartialState(cpu=wants_cpu())
+    use_all_cores(state)
+    refuse_existing(config.out, config.overwrite, mark="samples.json")
+    path = find_checkpoint(config.checkpoint, "generator")
+    generator = Generator.from_pretrained(path).to(state.device)
+    _check_volumes(generator, path)
+    jobs = _jobs(generator, config)
+    with ExitStack() as stack:
+        building = [str(stack.enter_context(whole_folder(config.out))) if state.is_main_process else ""]
+        folder = Path(broadcast_object_list(building)[0])
+        mine = list(jobs.items())[state.process_index :: state.num_processes]
+        for name, styles in tqdm(mine, desc="sample", unit="volume", disable=not state.is_main_process):
+            # Only noise_mode "random" draws from this; the name decides, so that processes cannot change it.
+            torch.manual_seed(int.from_bytes(name.encode()[-7:], "big"))
+            volume = to_volume(draw(generator, styles(), config.noise_mode), generator.geometry)
+            windowed = generator.geometry["intensity"]["kind"] == "window"
+            write_nifti(volume, folder / f"{name}.nii.gz", np.int16 if windowed else np.float32, DESCRIPTION)
+        state.wait_for_everyone()
+        if state.is_main_process:
+            _picture(folder, list(jobs), generator.geometry, config)
+            write_json(folder / "samples.json", _record(config, path, generator, list(jobs)))
+    state.wait_for_everyone()
+    return config.out
+
+
+def to_volume(image: np.ndarray, geometry: dict) -> Volume:
+    """An image `[D, H, W]` in [-1, 1] in the place and the units of the training set."""
+    values = IntensityMap(**geometry["intensity"]).from_unit(image)
+    return Volume(values[None], np.asarray(geometry["affine"]))
+
+
+def _check_volumes(generator: Generator, path: str) -> None:
+    if generator.geometry is None:
+        raise UserError(f"{path}: has no geometry, so its samples have no spacing and no units; train it on a dataset")
+    if generator.config.rank == 2 and not generator.config.depth_aware:
+        raise UserError(f"{path}: is a 2D generator that does not know depth, so it has no volumes; inflate it first")
+
+
+def _jobs(generator: Generator, config: SampleConfig) -> dict[str, Callable[[], Tensor]]:
+    """File stem -> function that makes its styles."""
+
+    def styles(seed: int) -> Tensor:
+        return styles_of_seed(generator, seed, config.truncation_psi)
+
+    if config.style_mix:
+        a, b = config.style_mix
+        layers = config.mix_layers if config.mix_layers is not None else generator.num_ws // 2
+        mixed = mix_styles(styles(a), styles(b), layers)
+        return {
+            f"seed{a:04d}": lambda: styles(a),
+            f"seed{b:04d}": lambda: styles(b),
+            f"mix{a:04d}-{b:04d}": lambda: mixed,
+        }
+    if config.interpolate:
+        a, b = config.interpolate
+        weights = [i / (config.steps - 1) for i in range(config.steps)]
+        return {
+            f"step{i:04d}": lambda weight=weight: styles(a).lerp(styles(b), weight) for i, weight in enumerate(weights)
+        }
+    return {f"seed{seed:04d}": lambda seed=seed: styles(seed) for seed in config.seeds}
+
+
+def _picture(folder: Path, names: list[str], geometry: dict, config: SampleConfig) -> None:
+    names = names[:MONTAGE_VOLUMES]
+    volumes = [read_nifti(folder / f"{name}.nii.gz", geometry["plane"]) for name in names]
+    save_montage(
+        [volume.array[0] for volume in volumes],
+        folder / "montage.png",
+        spacing=geometry["spacing"],
+        low=geometry["intensity"]["low"],
+        high=geometry["intensity"]["high"],
+        titles=names,
+        plane=geometry["plane"],
+        caption=f"synthetic volumes, truncation_psi {config.truncation_psi:g}",
+    )
+
+
+def _record(config: SampleConfig, path: str, generator: Generator, names: list[str]) -> dict:
+    return {
+        "created_with": __version__,
+        "torch": torch.__version__,
+        "checkpoint": path,
+        "generator": generator.config.to_dict(),
+        "geometry": generator.geometry,
+        "truncation_psi": config.truncation_psi,
+        "noise_mode": config.noise_mode,
+        "style_mix": config.style_mix,
+        "mix_layers": config.mix_layers,
+        "interpolate": config.interpolate,
+        "files": [f"{name}.nii.gz" for name in names],
+        "synthetic": True,
+    }

@@ -30,16 +30,18 @@ MAX_P = 0.8
 class AugmentConfig:
     """Strength of each transform; 0 (or False) switches one off. Every transform fires by itself with probability p.
 
-    flip_lr: mirror the W axis with chance 1/2 when fired. W is left-right in axial and coronal data; leave it off for
-        sagittal data (W is antero-posterior) and where left and right differ, as for one hippocampus or the heart.
-    translate: largest shift of H and W as a fraction of their extent, in whole voxels so that nothing is blurred.
-    translate_depth: the same for D (rank 3 only), small because the depth of a slice carries anatomy.
-    rotate: largest in-plane angle in degrees (the H-W plane; depth is never rotated).
-    scale: standard deviation of log2 of the in-plane zoom.
-    gain: standard deviation of log2 of g in `(x + 1) g - 1`: the bottom of the window, air, stays where it is.
-    contrast: standard deviation of log2 of c in `c x`: about the middle of the window, so air moves with it.
-    bias: standard deviation of b in `x + b`, in units of the [-1, 1] window.
-    noise: sigma = noise * |N(0, 1)| of the Gaussian noise that is added.
+    Attributes:
+        flip_lr: mirror the W axis with chance 1/2 when fired. W is left-right in axial and coronal data; leave it
+            off for sagittal data (W is antero-posterior) and where left and right differ, as for one hippocampus or
+            the heart.
+        translate: largest shift of H and W as a fraction of their extent, in whole voxels so that nothing is blurred.
+        translate_depth: the same for D (rank 3 only), small because the depth of a slice carries anatomy.
+        rotate: largest in-plane angle in degrees (the H-W plane; depth is never rotated).
+        scale: standard deviation of log2 of the in-plane zoom.
+        gain: standard deviation of log2 of g in `(x + 1) g - 1`: the bottom of the window, air, stays where it is.
+        contrast: standard deviation of log2 of c in `c x`: about the middle of the window, so air moves with it.
+        bias: standard deviation of b in `x + b`, in units of the [-1, 1] window.
+        noise: sigma = noise * |N(0, 1)| of the Gaussian noise that is added.
 
     Raises `UserError` naming the field for a value outside its range.
     """

@@ -18,6 +18,7 @@ from splitshuffle_gan import __version__
 from splitshuffle_gan.checkpoint import find_checkpoint
 from splitshuffle_gan.config import DiscriminatorConfig, GeneratorConfig
 from splitshuffle_gan.data.dataset import PreparedDataset, SliceDataset, VolumeDataset, open_dataset
+from splitshuffle_gan.devices import make_accelerator
 from splitshuffle_gan.errors import UserError
 from splitshuffle_gan.models.discriminator import Discriminator
 from splitshuffle_gan.models.generator import Generator
@@ -33,27 +34,6 @@ STATUS_STEPS = 8  # between status lines; the loop waits for the device only the
 MONTAGE_SEEDS = range(8)
 # What may differ between a run and its continuation.
 RESUMABLE = {"data", "out", "init", "resume", "overwrite", "kimg", "minutes", "snapshot_kimg", "workers"}
-
-
-def make_accelerator(mixed_precision: str = "auto", out: Path | None = None) -> Accelerator:
-    """Device, processes and precision from the launcher; on a CPU all cores are used, whatever the launcher set.
-
-    `out` is the folder of the run, which gets TensorBoard logs; None logs nowhere.
-    """
-    on_cpu = not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true")
-    if mixed_precision == "auto":
-        fast = torch.ops.mkldnn._is_mkldnn_bf16_supported() if on_cpu else torch.cuda.is_bf16_supported()
-        mixed_precision = "bf16" if fast else "no"
-    accelerator = Accelerator(
-        mixed_precision=mixed_precision, cpu=on_cpu, log_with="tensorboard" if out else None, project_dir=out
-    )
-    if on_cpu:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        local = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
-        torch.set_num_threads(max(1, cores // local))
-    else:
-        torch.backends.cudnn.benchmark = True
-    return accelerator
 
 
 def train(config: TrainConfig, rank: int) -> Path:
@@ -205,10 +185,10 @@ class Run:
         seconds = float(self.accelerator.reduce(seconds, reduction="mean"))
         bad = [name for name, value in means.items() if not math.isfinite(value)]
         if bad:
-            kept = f"The last good snapshot is {self.last_snapshot}." if self.last_snapshot else "There is no snapshot yet."
+            kept = f"the last good snapshot is {self.last_snapshot}" if self.last_snapshot else "no snapshot was made"
             raise FloatingPointError(
-                f"{', '.join(bad)} became {means[bad[0]]} at step {self.trainer.step}. {kept} "
-                "Resume from it with a lower learning rate, a higher r1_gamma or --mixed-precision no."
+                f"{', '.join(bad)} became {means[bad[0]]} at step {self.trainer.step}; {kept}. "
+                "Start from it with a lower learning rate, a higher r1_gamma or --mixed-precision no."
             )
         self.elapsed += seconds
         images = steps * self.config.batch_size

@@ -1,6 +1,8 @@
 """The whole state of a training run in one file, replaced in one step: `state.pt`."""
 
 import os
+import pickle
+import zipfile
 from pathlib import Path
 
 import torch
@@ -32,10 +34,15 @@ def load_state(folder: Path) -> dict:
     path = folder / STATE
     if not path.is_file():
         raise UserError(f"resume: {path} does not exist; there is nothing to resume. Start without --resume.")
+    if not zipfile.is_zipfile(path):  # older pickle streams too: this package never wrote one
+        raise UserError(f"{path}: not a training state, or cut short. Start a new run.")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(f"{path}: holds more than tensors and plain values and is not read. Start a new run.") from error
     except (RuntimeError, OSError, EOFError, ValueError) as error:
-        raise UserError(f"{path}: not a readable training state ({str(error).splitlines()[0]}).") from error
-    if state.get("version") != VERSION:
-        raise UserError(f"{path}: field 'version' is {state.get('version')!r}, wanted {VERSION}. Start a new run.")
+        raise UserError(f"{path}: not a readable training state ({error!r:.200}). Start a new run.") from error
+    version = state.get("version") if isinstance(state, dict) else None
+    if version != VERSION:
+        raise UserError(f"{path}: field 'version' is {version!r}, wanted {VERSION}. Start a new run.")
     return state

@@ -306,7 +306,7 @@ def test_overwriting_with_a_bad_scan_keeps_the_earlier_dataset(scans, tmp_path):
 
 
 def test_overwriting_never_deletes_what_is_no_dataset(scans, tmp_path):
-    with pytest.raises(UserError, match="not a prepared dataset"):
+    with pytest.raises(UserError, match="no manifest.json in it"):
         prepare(PrepareConfig(scans, scans / "more", (8, 8, 8), overwrite=True))
     out = prepare(PrepareConfig(scans, tmp_path / "out", (8, 8, 8)))
     save_blob(out / "mine.nii.gz")

@@ -1,0 +1,203 @@
+"""One training step: accumulation, schedules of the regularisers, what changes and what does not."""
+
+import math
+
+import pytest
+import torch
+
+from splitshuffle_gan.data.dataset import SliceDataset, VolumeDataset, open_dataset
+from splitshuffle_gan.devices import make_accelerator
+from splitshuffle_gan.errors import UserError
+from splitshuffle_gan.training.loop import build_networks
+from splitshuffle_gan.training.step import Trainer, average_gradients
+
+
+def make_trainer(config, rank: int = 3) -> tuple[Trainer, dict[str, torch.Tensor]]:
+    """A trainer and a global batch of real images."""
+    dataset = open_dataset(config.data)
+    trainer = Trainer(config, dataset.spacing, *build_networks(config, rank, dataset), make_accelerator("no"))
+    items = SliceDataset(dataset) if rank == 2 else VolumeDataset(dataset)
+    chosen = [items[i % len(items)] for i in range(config.batch_size)]
+    return trainer, {key: torch.stack([item[key] for item in chosen]) for key in chosen[0]}
+
+
+def gradients_of(trainer: Trainer, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The gradients with which one step reaches the optimisers."""
+    found = {}
+
+    def keep(name: str, model: torch.nn.Module):
+        def hook(*_):
+            found.update({f"{name}.{k}": p.grad.clone() for k, p in model.named_parameters() if p.grad is not None})
+
+        return hook
+
+    handles = [
+        trainer.d_optimizer.register_step_pre_hook(keep("D", trainer.D)),
+        trainer.g_optimizer.register_step_pre_hook(keep("G", trainer.G)),
+    ]
+    trainer.train_step(batch)
+    for handle in handles:
+        handle.remove()
+    return found
+
+
+def largest_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    """Over the tensors, the largest of: norm of the difference over norm."""
+    assert a.keys() == b.keys()
+    return max(((a[k] - b[k]).norm() / a[k].norm().clamp(min=1e-12)).item() for k in a)
+
+
+def weights(model: torch.nn.Module) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+@pytest.mark.parametrize("rank", [2, 3])
+def test_micro_batches_accumulate_to_the_whole_batch(tiny_config, rank):
+    quiet = {"augment_target": 0, "network": {"noise": False}}
+    whole, batch = make_trainer(tiny_config(**quiet), rank)
+    parts, _ = make_trainer(tiny_config(**quiet, micro_batch=2), rank)
+    expected, found = gradients_of(whole, batch), gradients_of(parts, batch)
+    assert {"D.logit.weight", "G.constant", "G.mapping.layers.0.weight"} <= expected.keys()
+    assert largest_difference(expected, found) < 1e-5
+    for name in ("G", "D", "average"):
+        a, b = weights(getattr(whole, name)), weights(getattr(parts, name))
+        # Adam's first step is about lr * sign(g), so weights with next to no gradient may differ by up to 2 lr.
+        assert (a - b).abs().quantile(0.99) < 1e-5, name
+
+
+def test_losses_and_r_t_are_means_over_micro_batches(tiny_config):
+    quiet = {"augment_target": 0, "network": {"noise": False}}
+    whole, batch = make_trainer(tiny_config(**quiet))
+    parts, _ = make_trainer(tiny_config(**quiet, micro_batch=4))
+    expected, found = whole.train_step(batch), parts.train_step(batch)
+    assert expected.keys() == found.keys() == {"loss_d", "loss_g", "r_t", "r1"}
+    for name, value in expected.items():
+        assert found[name].item() == pytest.approx(value.item(), rel=1e-5), name
+
+
+def test_untrained_networks_start_where_they_should(tiny_config):
+    trainer, batch = make_trainer(tiny_config())
+    trainer.D.logit.weight.data.zero_()
+    stats = trainer.train_step(batch)
+    assert stats["loss_d"].item() == pytest.approx(2 * math.log(2))
+    assert stats["r_t"].item() == 0
+    assert stats["r1"].item() == 0
+
+
+def test_each_network_lowers_its_own_loss(tiny_config):
+    """With the generator held still the discriminator learns, and the other way round."""
+    trainer, batch = make_trainer(tiny_config(d_lr=0.01, g_lr=1e-12))
+    losses = [trainer.train_step(batch) for _ in range(20)]
+    assert losses[-1]["loss_d"] < 0.7 * losses[0]["loss_d"]
+    assert losses[-1]["r_t"] > 0.9
+    d_trained = trainer.D.state_dict()
+    trainer, batch = make_trainer(tiny_config(d_lr=1e-12, g_lr=0.01))
+    trainer.D.load_state_dict(d_trained)
+    losses = [trainer.train_step(batch) for _ in range(20)]
+    assert losses[-1]["loss_g"] < 0.7 * losses[0]["loss_g"]
+
+
+def test_r1_comes_at_its_interval_only_and_path_lengths_at_theirs(tiny_config):
+    trainer, batch = make_trainer(tiny_config(r1_interval=3, pl_weight=2.0))
+    names = [trainer.train_step(batch).keys() for _ in range(9)]
+    assert [i for i, seen in enumerate(names) if "r1" in seen] == [0, 3, 6]
+    assert [i for i, seen in enumerate(names) if "path" in seen] == [0, 4, 8]
+    assert trainer.pl_mean > 0
+    trainer, batch = make_trainer(tiny_config())
+    assert all("path" not in trainer.train_step(batch) for _ in range(2))
+
+
+def test_the_weight_of_r1_is_that_of_every_step(tiny_config):
+    """gamma * interval at every interval-th step; a twice as long interval doubles the penalty's gradient."""
+    quiet = {"augment_target": 0, "network": {"noise": False}}
+    gradients = {}
+    for gamma, interval in ((0.0, 4), (3.0, 4), (3.0, 8)):
+        trainer, batch = make_trainer(tiny_config(**quiet, r1_gamma=gamma, r1_interval=interval))
+        gradients[gamma, interval] = gradients_of(trainer, batch)["D.conv.bias"]
+    once = gradients[3.0, 4] - gradients[0.0, 4]
+    assert once.norm() > 1e-4
+    torch.testing.assert_close(gradients[3.0, 8] - gradients[0.0, 4], 2 * once, rtol=1e-3, atol=1e-6)
+
+
+def test_path_regularisation_reaches_the_generator(tiny_config):
+    found = {}
+    for weight in (0.0, 100.0):
+        trainer, batch = make_trainer(tiny_config(augment_target=0, network={"noise": False}, pl_weight=weight))
+        found[weight] = gradients_of(trainer, batch)
+    assert largest_difference(found[0.0], found[100.0]) > 0.01
+    d_only = [{k: v for k, v in gradients.items() if k.startswith("D.")} for gradients in found.values()]
+    assert largest_difference(*d_only) < 1e-6
+
+
+def test_after_a_step_every_parameter_has_moved_and_no_gradient_is_left(tiny_config):
+    trainer, batch = make_trainer(tiny_config())
+    before = {name: weights(getattr(trainer, name)) for name in ("G", "D", "average")}
+    for _ in range(2):  # noise strengths start at zero gain for what lies before them
+        trainer.train_step(batch)
+    for name, old in before.items():
+        assert (weights(getattr(trainer, name)) != old).float().mean() > 0.99, name
+    for network in (trainer.G, trainer.D):
+        assert all(p.grad is None and p.requires_grad for p in network.parameters())
+    assert not any(p.requires_grad for p in trainer.average.parameters())
+    assert trainer.seen == 2 * 8
+
+
+def test_a_step_repeats_whatever_was_drawn_before(tiny_config):
+    """Noise and augmentation follow from seed and step, not from the global generator."""
+    results = []
+    for draws in (1, 1000):
+        trainer, batch = make_trainer(tiny_config())
+        trainer.adaptive.p = 0.8
+        torch.rand(draws)
+        trainer.train_step(batch)
+        trainer.train_step(batch)
+        results.append(torch.cat([weights(trainer.G), weights(trainer.D)]))
+    assert torch.equal(*results)
+    trainer, batch = make_trainer(tiny_config(seed=1))
+    trainer.train_step(batch)
+    trainer.train_step(batch)
+    assert not torch.equal(weights(trainer.G), results[0][: weights(trainer.G).numel()])
+
+
+def test_noise_and_augmentation_differ_from_step_to_step(tiny_config):
+    trainer, batch = make_trainer(tiny_config(d_lr=1e-12, g_lr=1e-12, r1_interval=1000))
+    trainer.adaptive.p = 0.8
+    trainer.step = 1
+    first, second = trainer.train_step(batch), trainer.train_step(batch)
+    assert first["loss_d"] != second["loss_d"]
+    # r_t sees real images only: with the same batch nothing but augmentation can change the real logits.
+    images = batch["image"]
+    augmented = [trainer._augment(images) for _ in range(2)]
+    assert not torch.equal(*augmented)
+
+
+def test_recomputed_activations_change_nothing(tiny_config):
+    results = []
+    for checkpointed in (False, True):
+        trainer, batch = make_trainer(tiny_config(checkpoint_activations=checkpointed, pl_weight=2.0))
+        results.append(gradients_of(trainer, batch))
+    assert largest_difference(*results) < 1e-5  # random noise in the generator is drawn again the same
+
+
+@pytest.mark.parametrize("size", [3, 16])
+def test_micro_batch_must_divide_the_share(tiny_config, size):
+    with pytest.raises(UserError, match=f"micro_batch: found {size}, must divide the share of one process, 8"):
+        make_trainer(tiny_config(micro_batch=size))
+
+
+def test_average_gradients_keeps_shapes_and_leaves_out_what_has_none():
+    model = torch.nn.ModuleList([torch.nn.Linear(3, 2), torch.nn.Linear(2, 5)])
+    for number, p in enumerate(model.parameters()):
+        p.grad = torch.full_like(p, float(number))
+    model[1].bias.grad = None
+    calls = []
+
+    def reduce(flat: torch.Tensor) -> torch.Tensor:
+        calls.append(flat.numel())
+        return flat * 10
+
+    average_gradients(model, reduce)
+    assert calls == [6 + 2 + 10]
+    assert model[1].bias.grad is None
+    for number, p in enumerate([model[0].weight, model[0].bias, model[1].weight]):
+        assert torch.equal(p.grad, torch.full_like(p, 10.0 * number))
