@@ -217,6 +217,14 @@ def train(options: Any, rank: int) -> None:
     PartialState().destroy_process_group()
 
 
+def benchmark(options: Any) -> None:
+    """Run `splitshuffle benchmark`."""
+    from splitshuffle_gan.benchmark import benchmark, table
+
+    print(table(benchmark(options)))
+    print(f"\nthe same in {options.out}")
+
+
 def parse_seeds(text: str) -> tuple[int, ...]:
     """`"3,7,20-24"` -> (3, 7, 20, 21, 22, 23, 24). Raises UserError for anything else."""
     seeds: list[int] = []
@@ -265,12 +273,17 @@ def _dispatch(arguments: list[str], program: str | None) -> None:
     options_class, run, _ = COMMANDS[name]
     if name == "train3d" and not {"--data", "--preset", "-h", "--help"} & {part.split("=")[0] for part in rest}:
         options_class, run = QuickstartOptions, quickstart
-    elif name in ("train2d", "train3d"):
-        options_class = _train_options()
+    elif options_class is None:
+        options_class = _heavy_options(name)
     run(_parse(name, options_class, rest, program or f"splitshuffle {name}"))
 
 
-def _train_options() -> type:
+def _heavy_options(name: str) -> type:
+    """Options that live beside what they configure, whose import takes seconds."""
+    if name == "benchmark":
+        from splitshuffle_gan.benchmark import BenchmarkOptions
+
+        return BenchmarkOptions
     from splitshuffle_gan.training.options import TrainConfig
 
     return TrainConfig
@@ -347,4 +360,5 @@ COMMANDS: dict[str, Command] = {
     "inflate": (InflateOptions, inflate, "make a 3D GAN of a 2D one"),
     "train3d": (None, lambda options: train(options, 3), "train a 3D GAN; without data: the whole job on phantoms"),
     "sample": (SampleOptions, sample, "draw synthetic volumes as NIfTI"),
+    "benchmark": (None, benchmark, "measure parameters, speed and memory on this machine"),
 }

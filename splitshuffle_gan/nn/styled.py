@@ -49,18 +49,21 @@ class StyledConv(nn.Module):
 
     def forward(self, x: Tensor, w: Tensor, depth: Tensor | None, noise_mode: str) -> Tensor:
         """`[N, in, *coarse], [N, w_dim] -> [N, out, *fine]`; `depth` [N] is the slice index at rank 2."""
-        styles = self.affine(w)
-        demodulation = torch.rsqrt(self.conv.output_energy(styles.square()) + 1e-8)
-        demodulation = demodulation * self.demod_gain * ACTIVATION_GAIN
-        x = self.conv(x * nd.per_channel(styles.to(x.dtype), self.rank))
-        x = x * nd.per_channel(demodulation.to(x.dtype), self.rank)
-        x = nd.upsample(x, self.factors, self.depth_upsample)
+        x = nd.upsample(self.modulate(x, w), self.factors, self.depth_upsample)
         bias = nd.depth_rows(self.bias * ACTIVATION_GAIN, self.rank, depth, self.volume_depth)
         x = nd.add_rows(x, bias)
         noise = self._noise(x, depth, noise_mode)
         if noise is not None:
             x = x + (noise * (self.noise_strength * ACTIVATION_GAIN)).to(x.dtype)
         return activate(x)
+
+    def modulate(self, x: Tensor, w: Tensor) -> Tensor:
+        """Style, convolution, demodulation: `[N, in, *S], [N, w_dim] -> [N, out, *S]`, times the activation's gain."""
+        styles = self.affine(w)
+        demodulation = torch.rsqrt(self.conv.output_energy(styles.square()) + 1e-8)
+        demodulation = demodulation * self.demod_gain * ACTIVATION_GAIN
+        x = self.conv(x * nd.per_channel(styles.to(x.dtype), self.rank))
+        return x * nd.per_channel(demodulation.to(x.dtype), self.rank)
 
     def _noise(self, x: Tensor, depth: Tensor | None, mode: str) -> Tensor | None:
         if mode == "none" or not hasattr(self, "noise_strength"):

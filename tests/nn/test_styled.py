@@ -40,7 +40,7 @@ def dense_kernel(conv: torch.nn.Module, channels: int, rank: int) -> torch.Tenso
     return conv(impulses)[(..., *[slice(1, 4)] * rank)].flip(tuple(range(2, 2 + rank))).transpose(0, 1)
 
 
-def grouped_modulated_conv(x, w, module, demodulate=True):
+def grouped_modulated_conv(x, w, module):
     """StyleGAN2 (arXiv 1912.04958), equations 1 to 3, as published: one kernel per sample."""
     rank, (samples, channels) = x.ndim - 2, x.shape[:2]
     styles = w @ module.affine.weight.T / math.sqrt(W_DIM) + module.affine.bias
@@ -55,9 +55,9 @@ def grouped_modulated_conv(x, w, module, demodulate=True):
     return y.unflatten(1, (samples, -1))[0]
 
 
-def per_plane(values: torch.Tensor, rank: int, depth: torch.Tensor | None, volume_depth: int = SHAPE[0]):
+def per_plane(values: torch.Tensor, rank: int, depth: torch.Tensor | None):
     """A table `[C, T]` at every depth of the finest level, or at each sample's depth, ready to be added."""
-    full = values.repeat_interleave(volume_depth // values.shape[1], dim=1)
+    full = values.repeat_interleave(SHAPE[0] // values.shape[1], dim=1)
     return full[None, :, :, None, None] if rank == 3 else full.T[depth][:, :, None, None]
 
 
@@ -120,7 +120,7 @@ def test_noise_modes():
     torch.testing.assert_close(added, module.noise_const.expand_as(added), atol=1e-4, rtol=1e-4)
     added = (random - none) / strength
     torch.testing.assert_close(added, added[:, :1].expand_as(added), atol=1e-4, rtol=1e-4)  # one map for all channels
-    assert float(added[:, 0].std()) == pytest.approx(1, abs=0.1)
+    assert added[:, 0].std().item() == pytest.approx(1, abs=0.1)
     assert not torch.allclose(added[0], added[1])
 
 

@@ -2,7 +2,6 @@
 
 import errno
 import io
-import os
 import signal
 import subprocess
 import sys

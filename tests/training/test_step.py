@@ -113,7 +113,7 @@ def test_the_weight_of_r1_is_that_of_every_step(tiny_config):
     gradients = {}
     for gamma, interval in ((0.0, 4), (3.0, 4), (3.0, 8)):
         trainer, batch = make_trainer(tiny_config(**quiet, r1_gamma=gamma, r1_interval=interval))
-        gradients[gamma, interval] = gradients_of(trainer, batch)["D.conv.bias"]
+        gradients[gamma, interval] = gradients_of(trainer, batch)["D.logit.weight"]
     once = gradients[3.0, 4] - gradients[0.0, 4]
     assert once.norm() > 1e-4
     torch.testing.assert_close(gradients[3.0, 8] - gradients[0.0, 4], 2 * once, rtol=1e-3, atol=1e-6)
@@ -159,16 +159,18 @@ def test_a_step_repeats_whatever_was_drawn_before(tiny_config):
     assert not torch.equal(weights(trainer.G), results[0][: weights(trainer.G).numel()])
 
 
-def test_noise_and_augmentation_differ_from_step_to_step(tiny_config):
-    trainer, batch = make_trainer(tiny_config(d_lr=1e-12, g_lr=1e-12, r1_interval=1000))
-    trainer.adaptive.p = 0.8
-    trainer.step = 1
-    first, second = trainer.train_step(batch), trainer.train_step(batch)
-    assert first["loss_d"] != second["loss_d"]
-    # r_t sees real images only: with the same batch nothing but augmentation can change the real logits.
-    images = batch["image"]
-    augmented = [trainer._augment(images) for _ in range(2)]
-    assert not torch.equal(*augmented)
+@pytest.mark.parametrize(("noise", "p"), [(False, 0.0), (True, 0.0), (False, 0.8)])
+def test_noise_and_augmentation_differ_from_step_to_step(tiny_config, monkeypatch, noise, p):
+    z = torch.randn(8, 8, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr("splitshuffle_gan.training.step.latents", lambda *_: z)
+    still = {"d_lr": 1e-12, "g_lr": 1e-12, "r1_interval": 1000}
+    trainer, batch = make_trainer(tiny_config(**still, network={"noise": noise}))
+    trainer.adaptive.p = p
+    for name, parameter in trainer.G.named_parameters():
+        if name.endswith("noise_strength"):
+            parameter.data.fill_(1.0)
+    first, second = (trainer.train_step(batch)["loss_d"].item() for _ in range(2))
+    assert (first == pytest.approx(second, rel=1e-6)) == (not noise and p == 0)
 
 
 def test_recomputed_activations_change_nothing(tiny_config):
