@@ -63,7 +63,7 @@ def test_every_reachable_shape_doubles_its_way_up(shape):
     assert all(2 in factor for factor in factors)  # no level without growth
 
 
-@given(shape=st.tuples(*[st.integers(0, 300)] * 3))
+@given(shape=st.tuples(*[st.integers(-20, 300)] * 3))
 def test_an_unreachable_shape_proposes_the_nearest_one(shape):
     assume(not all(map(reachable, shape)))
     with pytest.raises(UserError, match="x".join(map(str, shape))) as caught:

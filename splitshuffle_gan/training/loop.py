@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -48,19 +49,28 @@ def train(config: TrainConfig, rank: int) -> Path:
     """
     accelerator = make_accelerator(config.mixed_precision, config.out)
     dataset = open_dataset(config.data)
-    generator, discriminator = build_networks(config, rank, dataset)
+    state = load_state(config.out) if config.resume else None
+    generator, discriminator = build_networks(config, rank, dataset, state)
     trainer = Trainer(config, dataset.spacing, generator, discriminator, accelerator)
     run = Run(config, rank, trainer, dataset, accelerator)
-    run.open()
+    run.open(state)
     return run.loop()
 
 
-def build_networks(config: TrainConfig, rank: int, dataset: PreparedDataset) -> tuple[Generator, Discriminator]:
-    """The pair of `config.init`, or fresh networks of the dataset's shape; the same in every process."""
+def build_networks(
+    config: TrainConfig, rank: int, dataset: PreparedDataset, state: dict | None = None
+) -> tuple[Generator, Discriminator]:
+    """The pair of a saved `state`, of `config.init`, or fresh ones of the dataset's shape; the same in every process.
+
+    Those of a saved state have its configs only; `Trainer.load_state_dict` brings the weights.
+    """
     pair = []
     for model_class, config_class in ((Generator, GeneratorConfig), (Discriminator, DiscriminatorConfig)):
         given = config.network.given(config_class)
-        if config.init is None:
+        if state is not None:
+            saved = config_class.from_dict(state[model_class.__name__.lower()])
+            model = model_class(saved, dataset.geometry())
+        elif config.init is None:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(config.seed + len(pair))
                 model = model_class(config_class(rank=rank, shape=dataset.shape, **given), dataset.geometry())
@@ -90,11 +100,11 @@ class Run:
         self.elapsed = 0.0  # seconds of training, earlier parts of a resumed run included
         self.last_snapshot: Path | None = None
 
-    def open(self) -> None:
-        """Make the folder, or take up the run in it."""
+    def open(self, state: dict | None) -> None:
+        """Make the folder, or take up the run in it from its saved `state`."""
         main, config = self.accelerator.is_main_process, self.config
-        if config.resume:
-            self._resume()
+        if state is not None:
+            self._resume(state)
         else:
             refuse_existing(self.out, config.overwrite, mark="run.json")
         self.accelerator.wait_for_everyone()  # nobody creates the folder before all have looked
@@ -106,8 +116,9 @@ class Run:
         self.accelerator.wait_for_everyone()
         self.accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": self.trainer.step}})
 
-    def _resume(self) -> None:
-        state = load_state(self.out)
+    def _resume(self, state: dict) -> None:
+        if state["generator"]["rank"] != self.rank:
+            raise UserError(f"resume: the run in {self.out} is of rank {state['generator']['rank']}, not {self.rank}.")
         current = plain(self.config)
         for name, value in state["config"].items():
             if name not in RESUMABLE and current.get(name) != value:
@@ -119,15 +130,11 @@ class Run:
             raise UserError(f"data: {self.config.data} is not the dataset that the run in {self.out} was started with.")
         self.trainer.load_state_dict(state["trainer"])
         self.elapsed = state["elapsed"]
+        self.last_snapshot = max((self.out / "snapshots").glob("kimg*"), default=None)
         if self.accelerator.is_main_process:
             for leftover in (self.out / "snapshots").glob(".kimg*"):  # of a killed snapshot
                 shutil.rmtree(leftover, ignore_errors=True)
-            log = self.out / "log.jsonl"
-            lines = [line for line in log.read_text().splitlines() if line] if log.exists() else []
-            kept = [line for line in lines if json.loads(line)["step"] <= self.trainer.step]
-            temporary = log.with_name(".log.jsonl.tmp")
-            temporary.write_text("".join(f"{line}\n" for line in kept))
-            os.replace(temporary, log)
+            cut_log(self.out / "log.jsonl", self.trainer.step)
 
     def loop(self) -> Path:
         """Steps until `kimg` or `minutes` are spent; returns the last snapshot."""
@@ -209,37 +216,41 @@ class Run:
         return status
 
     def _snapshot(self) -> None:
-        """EMA generator, discriminator and montage in a folder of their own, then the state to resume from."""
+        """Write a snapshot, then the state to resume from; the earlier ones stay whole whatever happens."""
         target = self.out / "snapshots" / f"kimg{self.trainer.seen / 1000:09.3f}"
         if self.accelerator.is_main_process:
-            average = self.trainer.average
-            average.update_w_avg()
-            images = list(sample(average, MONTAGE_SEEDS))
-            volumes = images[0].ndim == 3
-
-            with whole_folder(target) as folder:
-                average.save_pretrained(folder / "generator")
-                self.trainer.D.save_pretrained(folder / "discriminator")
-                save_montage(
-                    images,
-                    folder / "montage.png",
-                    spacing=self.dataset.spacing if volumes else self.dataset.spacing[1:],
-                    titles=[f"seed {seed}" for seed in MONTAGE_SEEDS],
-                    plane=self.dataset.plane,
-                    caption=f"{self.rank}D generator after {self.trainer.seen / 1000:g} kimg, truncation_psi 1",
-                )
-
-            save_state(
-                self.out,
-                {
-                    "trainer": self.trainer.state_dict(),
-                    "config": plain(self.config),
-                    "data_hash": self.dataset.data_hash,
-                    "elapsed": self.elapsed,
-                },
-            )
+            try:
+                self._write_snapshot(target)
+            except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap a full disk
+                kept = f"{self.last_snapshot} is whole" if self.last_snapshot else "there is none before it"
+                raise UserError(f"{target}: the snapshot could not be written ({error}); {kept}.") from error
         self.last_snapshot = target
         self.accelerator.wait_for_everyone()
+
+    def _write_snapshot(self, target: Path) -> None:
+        average = self.trainer.average
+        average.update_w_avg()
+        images = list(sample(average, MONTAGE_SEEDS))
+        with whole_folder(target) as folder:
+            average.save_pretrained(folder / "generator")
+            self.trainer.D.save_pretrained(folder / "discriminator")
+            save_montage(
+                images,
+                folder / "montage.png",
+                spacing=self.dataset.spacing[3 - images[0].ndim :],
+                titles=[f"seed {seed}" for seed in MONTAGE_SEEDS],
+                plane=self.dataset.plane,
+                caption=f"{self.rank}D generator after {self.trainer.seen / 1000:g} kimg, truncation_psi 1",
+            )
+        state = {
+            "trainer": self.trainer.state_dict(),
+            "config": plain(self.config),
+            "generator": self.trainer.G.config.to_dict(),
+            "discriminator": self.trainer.D.config.to_dict(),
+            "data_hash": self.dataset.data_hash,
+            "elapsed": self.elapsed,
+        }
+        save_state(self.out, state)
 
     def _describe(self) -> dict:
         return {
@@ -264,6 +275,21 @@ class Run:
                 "python": platform.python_version(),
             },
         }
+
+
+def cut_log(log: Path, last_step: int) -> None:
+    """Drop the lines after `last_step`, and a last line that a kill cut short."""
+    kept = []
+    for line in log.read_text().splitlines() if log.exists() else []:
+        try:
+            if json.loads(line)["step"] > last_step:
+                break
+        except json.JSONDecodeError:
+            break
+        kept.append(f"{line}\n")
+    temporary = log.with_name(f".{log.name}.tmp")
+    temporary.write_text("".join(kept))
+    os.replace(temporary, log)
 
 
 def plain(config: TrainConfig) -> dict:

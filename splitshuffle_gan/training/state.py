@@ -39,7 +39,7 @@ def load_state(folder: Path) -> dict:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise UserError(f"{path}: holds more than tensors and plain values and is not read. Start a new run.") from error
+        raise UserError(f"{path}: holds more than tensors and plain values. Start a new run.") from error
     except (RuntimeError, OSError, EOFError, ValueError) as error:
         raise UserError(f"{path}: not a readable training state ({error!r:.200}). Start a new run.") from error
     version = state.get("version") if isinstance(state, dict) else None
