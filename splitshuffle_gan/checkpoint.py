@@ -65,7 +65,7 @@ class Pretrained(ModelHubMixin, library_name="splitshuffle_gan", tags=["gan", "m
         local_files_only: bool = False,
         token: str | bool | None = None,
     ) -> "Pretrained":
-        """The network in a local folder or a hub repository, in eval mode on the CPU.
+        """The network in a local folder (see `find_checkpoint`) or a hub repository, in eval mode on the CPU.
 
         Raises:
             UserError: nothing found there, another format or version, a missing or extra field or key.
@@ -77,6 +77,7 @@ class Pretrained(ModelHubMixin, library_name="splitshuffle_gan", tags=["gan", "m
             "local_files_only": local_files_only,
             "token": token,
         }
+        model_id = find_checkpoint(model_id, cls.__name__.lower())
         config_path = _resolve(model_id, CONFIG, hub)
         header = _read_header(config_path, cls.__name__)
         model = cls(cls.config_class.from_dict(header["config"]), header["geometry"])

@@ -230,7 +230,7 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     seeds: list[int] = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
-        if not first.isdigit() or dash and not last.isdigit() or dash and int(last) < int(first):
+        if not first.isdecimal() or dash and not last.isdecimal() or dash and int(last) < int(first):
             raise UserError(f"seeds: found {text!r}, wanted numbers and ranges such as 0-15 or 3,7,20-24")
         seeds += range(int(first), int(last if dash else first) + 1)
     if len(set(seeds)) != len(seeds):

@@ -24,7 +24,7 @@ def _axis_doublings(size: int) -> tuple[int, int] | None:
 
 
 def _nearest_reachable(size: int) -> int:
-    return min(range(MIN_BASE, 2 * size + 9), key=lambda n: (_axis_doublings(n) is None, abs(n - size)))
+    return min(range(MIN_BASE, 2 * max(size, 0) + 9), key=lambda n: (_axis_doublings(n) is None, abs(n - size)))
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,10 @@ class Schedule:
         Raises:
             UserError: an axis is not 4..15 times a power of two; the message names a shape that is.
         """
+        if len(shape) != 3:
+            raise UserError(f"shape: found {shape}, three sizes D, H, W are wanted")
         axes = [_axis_doublings(size) for size in shape]
-        if len(shape) != 3 or any(axis is None for axis in axes):
+        if any(axis is None for axis in axes):
             nearest = "x".join(str(_nearest_reachable(size)) for size in shape)
             raise UserError(
                 f"shape: found {'x'.join(map(str, shape))}, but every axis must be 4 to 15 times a power of two "
@@ -97,10 +99,16 @@ class NetworkConfig:
     image_channels: int = 1
 
     def __post_init__(self) -> None:
+        for name in ("shape", "channels"):
+            values = getattr(self, name)
+            if not isinstance(values, (list, tuple)) or not all(type(value) is int for value in values):
+                raise UserError(f"{name}: found {values!r}, whole numbers are wanted")
+            object.__setattr__(self, name, tuple(values))
         for field in fields(self):
-            if isinstance(getattr(self, field.name), list):
-                object.__setattr__(self, field.name, tuple(getattr(self, field.name)))
-        if self.rank not in (2, 3):
+            value = getattr(self, field.name)
+            if field.type in (int, bool) and type(value) is not field.type:
+                raise UserError(f"{field.name}: found {value!r}, a {field.type.__name__} is wanted")
+        if type(self.rank) is not int or self.rank not in (2, 3):
             raise UserError(f"rank: found {self.rank!r}, must be 2 (slices) or 3 (volumes)")
         if self.conv not in CONV_KINDS:
             raise UserError(f"conv: found {self.conv!r}, must be one of {', '.join(CONV_KINDS)}")
@@ -141,6 +149,8 @@ class NetworkConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "NetworkConfig":
         """The config of `values`; unknown or missing names raise `UserError`."""
+        if not isinstance(values, dict):
+            raise UserError(f"{cls.__name__}: found {values!r}, fields by name are wanted")
         known = {field.name for field in fields(cls)}
         if unknown := sorted(set(values) - known):
             raise UserError(f"{cls.__name__}: unknown field {', '.join(unknown)}; known are {', '.join(sorted(known))}")

@@ -1,8 +1,10 @@
 """Fixtures shared by the whole suite."""
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
+from splitshuffle_gan import cli
 from splitshuffle_gan.data.prepare import PrepareConfig, prepare
 from splitshuffle_gan.training.options import NetworkOptions, TrainConfig
 
@@ -45,8 +48,12 @@ def tiny_dataset(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def cpu(monkeypatch) -> None:
-    """Train on the CPU, each test with an Accelerate of its own."""
+    """Train on the CPU, each test with an Accelerate of its own.
+
+    One thread: on networks this small, threads that wait for a busy core cost far more than they bring.
+    """
     monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
     threads = torch.get_num_threads()
     AcceleratorState._reset_state(reset_partial_state=True)
     yield
@@ -70,3 +77,20 @@ def tiny_config(tiny_dataset, tmp_path, cpu) -> Callable[..., TrainConfig]:
         return TrainConfig(**(values | changes))
 
     return make
+
+
+@pytest.fixture
+def run(monkeypatch, capsys) -> Callable[..., SimpleNamespace]:
+    """`run("prepare", folder, ...)`: the command in this process. An exception, which is a traceback, passes."""
+
+    def call(*arguments: object) -> SimpleNamespace:
+        monkeypatch.setattr(sys, "argv", ["splitshuffle", *map(str, arguments)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = stop.code
+        out, err = capsys.readouterr()
+        return SimpleNamespace(code=code, out=out, err=err)
+
+    return call

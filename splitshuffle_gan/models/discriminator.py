@@ -110,7 +110,7 @@ class Discriminator(nn.Module, Pretrained):
         self.logit = Linear(channels[0], 1)
 
     def forward(self, images: Tensor, depth: Tensor | None = None) -> Tensor:
-        """Logits. `depth` [N], int64, is the slice index that a depth-aware discriminator of rank 2 needs.
+        """Logits. `depth` [N] is the slice index that a depth-aware discriminator of rank 2 needs (default: the middle).
 
         At rank 3 the depth channel is a ramp; a given `depth` replaces it by that constant.
         """
@@ -135,12 +135,11 @@ class Discriminator(nn.Module, Pretrained):
     def _depth_channel(self, images: Tensor, depth: Tensor | None) -> Tensor:
         """Depth in -1..1, of the slice's centre."""
         volume_depth = self.config.shape[0]
-        if depth is None:
-            if self.config.rank == 2:
-                depth = torch.full((images.shape[0],), volume_depth // 2, device=images.device)
-            else:
-                depth = torch.arange(volume_depth, device=images.device)[:, None, None]
+        if depth is None and self.config.rank == 3:
+            depth = torch.arange(volume_depth, device=images.device)[:, None, None]
         else:
+            if depth is None:
+                depth = torch.full((images.shape[0],), volume_depth // 2, device=images.device)
             depth = nd.per_channel(depth, self.config.rank + 1)
         values = ((2 * depth + 1) / volume_depth - 1).to(images.dtype)
         return values.expand(images.shape[0], 1, *images.shape[2:])

@@ -16,7 +16,6 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from splitshuffle_gan import __version__
-from splitshuffle_gan.checkpoint import find_checkpoint
 from splitshuffle_gan.config import DiscriminatorConfig, GeneratorConfig
 from splitshuffle_gan.data.dataset import PreparedDataset, SliceDataset, VolumeDataset, open_dataset
 from splitshuffle_gan.devices import make_accelerator
@@ -75,7 +74,7 @@ def build_networks(
                 torch.manual_seed(config.seed + len(pair))
                 model = model_class(config_class(rank=rank, shape=dataset.shape, **given), dataset.geometry())
         else:
-            model = model_class.from_pretrained(find_checkpoint(config.init, model_class.__name__.lower()))
+            model = model_class.from_pretrained(config.init)
             wanted = {"rank": rank, "shape": dataset.shape, **given}
             for name, value in wanted.items():
                 if getattr(model.config, name) != value:
@@ -139,7 +138,7 @@ class Run:
     def loop(self) -> Path:
         """Steps until `kimg` or `minutes` are spent; returns the last snapshot."""
         config, trainer = self.config, self.trainer
-        stream = BatchStream(len(self.items), config.batch_size, trainer.share, config.seed, trainer.step)
+        stream = self._stream()
         pinned = self.accelerator.device.type == "cuda"
         loader = DataLoader(self.items, batch_sampler=stream, num_workers=config.workers, pin_memory=pinned)
         last_step = math.ceil(config.kimg * 1000 / config.batch_size)
@@ -181,6 +180,15 @@ class Run:
             tracker.finish()
         self.accelerator.wait_for_everyone()
         return self.last_snapshot
+
+    def _stream(self) -> BatchStream:
+        network, trainer = self.trainer.D.config, self.trainer
+        arguments = (len(self.items), self.config.batch_size, trainer.share, self.config.seed, trainer.step)
+        if self.rank == 3 or not network.depth_aware:
+            return BatchStream(*arguments)
+        # The minibatch statistic tells variety from collapse only among slices of one depth: across depths, anatomy
+        # varies even where all subjects look the same. So each of its groups holds slices of one depth.
+        return BatchStream(*arguments, strata=self.items.index[:, 1], run=network.group_size)
 
     def _status(self, sums: dict, steps: int, tick: float) -> dict:
         """Average over steps and processes, steer the augmentation, write the log line. Raises on NaN."""

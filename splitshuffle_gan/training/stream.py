@@ -26,19 +26,43 @@ class BatchStream:
         share: the rows of the global batch that this process takes.
         seed: of the permutations.
         start: the step to begin with.
+        strata: `[length]` integers. Given, batches are made of `run` consecutive items of one stratum; an epoch shows
+            every item at least once (a stratum whose size is no multiple of `run` repeats some).
+        run: length of those runs, 1 for none.
     """
 
-    def __init__(self, length: int, batch_size: int, share: slice, seed: int, start: int = 0) -> None:
-        self.length, self.batch_size, self.share, self.seed, self.start = length, batch_size, share, seed, start
+    def __init__(
+        self,
+        length: int,
+        batch_size: int,
+        share: slice,
+        seed: int,
+        start: int = 0,
+        strata: np.ndarray | None = None,
+        run: int = 1,
+    ) -> None:
+        self.batch_size, self.share, self.seed, self.start, self.run = batch_size, share, seed, start, run
+        strata = np.zeros(length, int) if strata is None else np.asarray(strata)
+        self.members = [np.flatnonzero(strata == stratum) for stratum in np.unique(strata)]
+
+    def epoch_order(self, epoch: int) -> np.ndarray:
+        """The items in the order in which epoch number `epoch` shows them."""
+        random = np.random.default_rng([self.seed, epoch])
+        shuffled = [random.permutation(members) for members in self.members]
+        if self.run == 1:
+            return random.permutation(np.concatenate(shuffled))
+        runs = [np.resize(items, (-(-len(items) // self.run), self.run)) for items in shuffled]
+        return random.permutation(np.concatenate(runs)).ravel()
 
     def __iter__(self) -> Iterator[list[int]]:
+        length = len(self.epoch_order(0))
         step, epoch, order = self.start, -1, None
         while True:
             batch = []
             for position in range(step * self.batch_size, (step + 1) * self.batch_size):
-                if position // self.length != epoch:
-                    epoch = position // self.length
-                    order = np.random.default_rng([self.seed, epoch]).permutation(self.length)
-                batch.append(int(order[position % self.length]))
+                if position // length != epoch:
+                    epoch = position // length
+                    order = self.epoch_order(epoch)
+                batch.append(int(order[position % length]))
             yield batch[self.share]
             step += 1

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from splitshuffle_gan import __version__
-from splitshuffle_gan.checkpoint import find_checkpoint, load_strictly
+from splitshuffle_gan.checkpoint import load_strictly
 from splitshuffle_gan.errors import UserError
 from splitshuffle_gan.models.discriminator import Discriminator
 from splitshuffle_gan.models.generator import Generator
@@ -32,13 +32,15 @@ def generator_error(g2: Generator, g3: Generator, samples: int = 2, seed: int = 
 def discriminator_error(d2: Discriminator, d3: Discriminator, samples: int = 4, seed: int = 0) -> float:
     """Max |3D logit of depth-constant volumes - 2D logit| over max |2D logit|, float32.
 
-    Both see the same depth channel: the middle slice's.
+    Both see the same depth channel: that of the 2D network's middle slice.
     """
     generator = torch.Generator().manual_seed(seed)
     images = torch.randn(samples, d2.config.image_channels, *d2.config.spatial(-1), generator=generator)
-    middles = [torch.full((samples,), d.config.shape[0] // 2) for d in (d2, d3)]
-    logits2 = d2(images, depth=middles[0])
-    logits3 = d3(images[:, :, None].expand(-1, -1, d3.config.shape[0], -1, -1), depth=middles[1])
+    depth2, depth3 = d2.config.shape[0], d3.config.shape[0]
+    middle = torch.full((samples,), depth2 // 2)
+    logits2 = d2(images, depth=middle)
+    # The same relative depth among depth3 slices, in general between two of them.
+    logits3 = d3(images[:, :, None].expand(-1, -1, depth3, -1, -1), depth=((2 * middle + 1) * depth3 / depth2 - 1) / 2)
     return float((logits3 - logits2).abs().max() / logits2.abs().max())
 
 
@@ -64,7 +66,7 @@ def inflate_checkpoint(
     pairs = {}
     for model_class in (Generator, Discriminator):
         name = model_class.__name__.lower()
-        source = model_class.from_pretrained(find_checkpoint(run2d, name))
+        source = model_class.from_pretrained(run2d)
         config = inflate_config(source.config, shape)
         if name == "generator":
             config = replace(config, depth_upsample=depth_upsample)

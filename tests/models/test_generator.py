@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from splitshuffle_gan.config import CONV_KINDS, GeneratorConfig
 from splitshuffle_gan.errors import UserError
@@ -154,7 +155,7 @@ def test_slices_differ_with_depth_only_when_depth_aware(depth_aware):
     z = torch.randn(1, 6).expand(SHAPE[0], -1)
     images = g(z, noise_mode="none", depth=torch.arange(SHAPE[0]))
     changes = (images[1:] - images[:-1]).abs().amax((1, 2, 3))
-    assert (changes > 1e-3).all() if depth_aware else (changes < 1e-6).all()
+    assert (changes > 1e-3).all() if depth_aware else (changes < 1e-5).all()
 
 
 @pytest.mark.parametrize("depth_aware", [True, False])
@@ -179,7 +180,7 @@ def test_each_sample_has_its_own_depth():
 
 @pytest.mark.parametrize("depth_upsample", ["nearest", "linear"])
 def test_depth_upsampling_is_as_configured(depth_upsample):
-    """With one channel of bias alive, the last image is that of the level before, grown."""
+    """With a silent last level, the image is that of the level before, grown."""
     g = generator(depth_upsample=depth_upsample)
     with torch.no_grad():
         g.blocks[2].to_image.kernel.weight.zero_()
@@ -236,24 +237,23 @@ def test_every_parameter_receives_a_gradient():
 
 
 @pytest.mark.parametrize("rank", [2, 3])
-def test_path_length_gradients_are_right(rank):
-    """The second derivative along its own direction against a difference quotient."""
-    g, z = generator(rank), torch.randn(2, 6)
-    ws = g.map(z).detach().requires_grad_()
-    probe = torch.randn(2, 1, *SHAPE[3 - rank :])
+def test_path_length_gradients_are_right(rank, monkeypatch):
+    """Along their own direction equal to a difference quotient, with an activation that has no kink to jump over."""
+    monkeypatch.setattr("splitshuffle_gan.nn.styled.activate", F.softplus)
+    g, probe = generator(rank), torch.randn(2, 1, *SHAPE[3 - rank :])
+    ws = g.map(torch.randn(2, 6)).detach().requires_grad_()
     parameters = list(g.blocks.parameters())
 
     def penalty():
-        image = g.synthesize(ws, "none")
-        (gradient,) = torch.autograd.grad((image * probe).sum(), ws, create_graph=True)
+        (gradient,) = torch.autograd.grad((g.synthesize(ws, "none") * probe).sum(), ws, create_graph=True)
         return gradient.square().sum()
 
     direction = torch.autograd.grad(penalty(), parameters, allow_unused=True, materialize_grads=True)
     norm = sum(d.square().sum() for d in direction).sqrt()
     values = []
-    for sign in (1, -1):
+    for step in (1e-3, -2e-3):
         with torch.no_grad():
             for p, d in zip(parameters, direction, strict=True):
-                p += sign * (1e-3 if sign == 1 else 2e-3) * d / norm
+                p += step * d / norm
         values.append(penalty().item())
-    assert (values[0] - values[1]) / 2e-3 == pytest.approx(norm.item(), rel=0.05)
+    assert (values[0] - values[1]) / 2e-3 == pytest.approx(norm.item(), rel=0.02)

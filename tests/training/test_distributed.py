@@ -21,6 +21,7 @@ import os, pickle, sys
 import torch
 from splitshuffle_gan.training import loop, step
 
+os.sched_getaffinity = lambda _: {0}
 seen = []
 
 class Recorded(step.Trainer):
@@ -41,6 +42,7 @@ class Recorded(step.Trainer):
         stats = super().train_step(batch)
         self.record["weights"] = {key: value.clone() for key, value in self.G.state_dict().items()}
         self.record["p"] = self.adaptive.p
+        self.record["seeds"] = torch.initial_seed(), self.random.initial_seed()  # of noise and of augmentation
         return stats
 
     def _latents(self, phase):
@@ -138,6 +140,7 @@ def test_processes_share_out_the_batch_of_one(two, one, job, kind):
 def test_processes_stay_together(two, job):
     first, second = (two[rank][job] for rank in range(2))
     assert first["p"] == second["p"]
+    assert len({*first["seeds"], *second["seeds"]}) == 4
     for key, value in first["weights"].items():
         assert torch.equal(value, second["weights"][key]), key
     if job == "resumed":

@@ -119,6 +119,20 @@ def test_the_weight_of_r1_is_that_of_every_step(tiny_config):
     torch.testing.assert_close(gradients[3.0, 8] - gradients[0.0, 4], 2 * once, rtol=1e-3, atol=1e-6)
 
 
+def test_r1_is_taken_where_the_discriminator_sees_real_images(tiny_config, monkeypatch):
+    seen = []
+
+    def penalty(images, logits):
+        seen.append(images)
+        return logits.sum() * 0
+
+    monkeypatch.setattr("splitshuffle_gan.training.step.r1_penalty", penalty)
+    monkeypatch.setattr("splitshuffle_gan.training.step.augment", lambda images, *_: images / 2)
+    trainer, batch = make_trainer(tiny_config())
+    trainer.train_step(batch)
+    assert torch.equal(seen[0], batch["image"] / 2) and seen[0].requires_grad
+
+
 def test_path_regularisation_reaches_the_generator(tiny_config):
     found = {}
     for weight in (0.0, 100.0):
