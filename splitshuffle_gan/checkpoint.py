@@ -92,11 +92,8 @@ class Pretrained(ModelHubMixin, library_name="splitshuffle_gan", tags=["gan", "m
 
 def _resolve(model_id: str | Path, name: str, hub: dict) -> Path:
     """The local path of file `name` of a folder or hub repository."""
-    folder = Path(model_id)
-    if folder.is_dir():
-        if not (folder / name).is_file():
-            raise UserError(f"{folder}: no {name} in this folder; a checkpoint holds {CONFIG} and {WEIGHTS}.")
-        return folder / name
+    if Path(model_id).is_dir():
+        return Path(model_id) / name
     try:
         return Path(hf_hub_download(str(model_id), name, **hub))
     except (HFValidationError, EntryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:

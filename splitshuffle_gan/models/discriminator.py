@@ -110,7 +110,7 @@ class Discriminator(nn.Module, Pretrained):
         self.logit = Linear(channels[0], 1)
 
     def forward(self, images: Tensor, depth: Tensor | None = None) -> Tensor:
-        """Logits. `depth` [N] is the slice index that a depth-aware discriminator of rank 2 needs (default: the middle).
+        """Logits. `depth` [N] is the slice index that a depth-aware one of rank 2 needs (default: the middle).
 
         At rank 3 the depth channel is a ramp; a given `depth` replaces it by that constant.
         """
