@@ -24,6 +24,7 @@ from tqdm import tqdm
 from splitshuffle_gan import __version__
 from splitshuffle_gan.config import CONV_KINDS, DiscriminatorConfig, GeneratorConfig
 from splitshuffle_gan.devices import make_accelerator, resolve_precision, use_all_cores, wants_cpu
+from splitshuffle_gan.errors import UserError
 from splitshuffle_gan.models.discriminator import Discriminator
 from splitshuffle_gan.models.generator import Generator
 from splitshuffle_gan.nn.styled import StyledConv
@@ -42,14 +43,24 @@ class BenchmarkOptions:
     """Measure parameters, speed and memory of the networks on this machine.
 
     Attributes:
-        out: JSON file to write; the table is printed.
+        out: JSON file to write, in a folder that exists; the table is printed.
         repetitions: of every timing; the median counts.
+        overwrite: replace the file `out`.
         large: also one training step at 64x256x256 (minutes, and up to 20 GiB on a CPU).
     """
 
     out: Path = Path("benchmark.json")
     repetitions: int = 7
+    overwrite: bool = False
     large: bool = True
+
+    def __post_init__(self) -> None:
+        if self.repetitions < 1:
+            raise UserError(f"repetitions: found {self.repetitions}, must be at least 1")
+        if not self.out.parent.is_dir():
+            raise UserError(f"out: the folder {self.out.parent} does not exist; make it or choose another")
+        if self.out.exists() and not self.overwrite:
+            raise UserError(f"out: {self.out} exists already; choose another file, or pass --overwrite to replace it")
 
 
 def benchmark(options: BenchmarkOptions) -> dict:
@@ -72,6 +83,7 @@ def benchmark(options: BenchmarkOptions) -> dict:
 
 def machine() -> dict:
     """What the numbers were measured on."""
+    use_all_cores(PartialState(cpu=wants_cpu()))
     device = "cpu" if wants_cpu() else torch.cuda.get_device_name()
     return {
         "device": device,

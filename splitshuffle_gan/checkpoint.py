@@ -122,9 +122,11 @@ def find_checkpoint(path: str | Path, network: str) -> str:
     """Where `network` ("generator" or "discriminator") is in what a user names.
 
     A checkpoint folder itself, a pair of networks (`PATH/generator`), or a run, whose latest snapshot counts.
-    Anything that is not a folder is returned as it is: a hub id.
+    A string that is not a folder is returned as it is: a hub id. A `Path` must be a folder.
     """
     folder = Path(path)
+    if isinstance(path, Path) and not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; wanted a checkpoint, a pair of networks or a run.")
     if not folder.is_dir() or (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file():
         return str(path)
     snapshots = sorted(folder.glob("snapshots/kimg*"))

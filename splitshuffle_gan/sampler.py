@@ -1,5 +1,6 @@
 """From a generator and seeds to volumes, in memory and as NIfTI files."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -100,8 +101,10 @@ class SampleConfig:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        if not self.seeds or min(self.seeds) < 0:
-            raise UserError(f"seeds: found {self.seeds}, give one or more whole numbers from 0 up")
+        if not self.seeds or min(self.seeds) < 0 or max(self.seeds) >= 2**63:
+            raise UserError(f"seeds: found {self.seeds}, give one or more whole numbers from 0 to 2^63 - 1")
+        if not math.isfinite(self.truncation_psi):
+            raise UserError(f"truncation_psi: found {self.truncation_psi}, must be a finite number, as a rule 0 to 1")
         if self.steps < 2:
             raise UserError(f"steps: found {self.steps}, must be at least 2")
         if self.style_mix and self.interpolate:

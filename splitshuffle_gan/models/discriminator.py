@@ -75,12 +75,17 @@ class SpatialReadout(nn.Module):
         return (x.float() * (self.weight * self.gain)).sum(nd.spatial_dims(x.ndim - 2))
 
 
+def group_within(batch_size: int, group_size: int) -> int:
+    """The size of the groups that `minibatch_std` makes: the largest divisor of `batch_size` up to `group_size`."""
+    return next(group for group in range(min(group_size, batch_size), 0, -1) if batch_size % group == 0)
+
+
 def minibatch_std(x: Tensor, group_size: int) -> Tensor:
     """Mean standard deviation within groups of consecutive samples: `[N, C, *S] -> [N, 1]`, float32 (arXiv 1710.10196).
 
-    The group is the largest divisor of N up to `group_size`.
+    The groups are of `group_within(N, group_size)` samples.
     """
-    group = next(g for g in range(min(group_size, x.shape[0]), 0, -1) if x.shape[0] % g == 0)
+    group = group_within(x.shape[0], group_size)
     groups = x.float().unflatten(0, (-1, group))
     std = (groups.var(1, unbiased=False) + 1e-8).sqrt().flatten(1).mean(1)
     return std.repeat_interleave(group)[:, None]

@@ -20,7 +20,7 @@ from splitshuffle_gan.config import DiscriminatorConfig, GeneratorConfig
 from splitshuffle_gan.data.dataset import PreparedDataset, SliceDataset, VolumeDataset, open_dataset
 from splitshuffle_gan.devices import make_accelerator
 from splitshuffle_gan.errors import UserError
-from splitshuffle_gan.models.discriminator import Discriminator
+from splitshuffle_gan.models.discriminator import Discriminator, group_within
 from splitshuffle_gan.models.generator import Generator
 from splitshuffle_gan.montage import save_montage
 from splitshuffle_gan.output import refuse_existing, whole_folder, write_json
@@ -188,7 +188,8 @@ class Run:
             return BatchStream(*arguments)
         # The minibatch statistic tells variety from collapse only among slices of one depth: across depths, anatomy
         # varies even where all subjects look the same. So each of its groups holds slices of one depth.
-        return BatchStream(*arguments, strata=self.items.index[:, 1], run=network.group_size)
+        group = group_within(trainer.micro, network.group_size)
+        return BatchStream(*arguments, strata=self.items.index[:, 1], run=group)
 
     def _status(self, sums: dict, steps: int, tick: float) -> dict:
         """Average over steps and processes, steer the augmentation, write the log line. Raises on NaN."""

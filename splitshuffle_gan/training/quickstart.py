@@ -52,5 +52,6 @@ def quickstart(out: Path, seed: int = 0, overwrite: bool = False) -> str:
 
 
 def _config(section: dict, out: Path, run: str, seed: int) -> TrainConfig:
-    values = {**section, "network": NetworkOptions(channels=tuple(section["network"]["channels"]))}
+    network = {key: tuple(value) if isinstance(value, list) else value for key, value in section["network"].items()}
+    values = {**section, "network": NetworkOptions(**network)}
     return TrainConfig(data=out / "dataset", out=out / run, seed=seed, **values)
