@@ -111,7 +111,10 @@ class Discriminator(nn.Module, Pretrained):
         self.blocks = nn.ModuleList(DiscriminatorBlock(config, level) for level in range(len(channels) - 1, 0, -1))
         self.conv = BiasedConv(config, channels[0], channels[0])
         self.readout = SpatialReadout(channels[0], base)
-        self.dense = Linear(channels[0] + 1, channels[0])
+        self.dense = Linear(channels[0], channels[0])
+        # With weights of its own, of unit gain: as one more input among `channels[0]` equals, the statistic has so
+        # little leverage that the discriminator does not learn to use it, and the generator collapses unpunished.
+        self.statistic = Linear(1, channels[0])
         self.logit = Linear(channels[0], 1)
 
     def forward(self, images: Tensor, depth: Tensor | None = None) -> Tensor:
@@ -133,9 +136,9 @@ class Discriminator(nn.Module, Pretrained):
             for block in self.blocks:
                 recompute = self.checkpoint_activations and torch.is_grad_enabled()
                 x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
-            std = minibatch_std(x, self.config.group_size)
-            x = self.readout(self.conv(x))
-            return self.logit(activate(self.dense(torch.cat((x, std), dim=1)) * ACTIVATION_GAIN))[:, 0]
+            statistic = self.statistic(minibatch_std(x, self.config.group_size))
+            x = self.dense(self.readout(self.conv(x))) + statistic
+            return self.logit(activate(x * ACTIVATION_GAIN))[:, 0]
 
     def _depth_channel(self, images: Tensor, depth: Tensor | None) -> Tensor:
         """Depth in -1..1, of the slice's centre."""

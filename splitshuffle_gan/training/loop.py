@@ -3,12 +3,12 @@
 import dataclasses
 import json
 import math
-import os
 import platform
 import shutil
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
@@ -26,11 +26,13 @@ from splitshuffle_gan.montage import save_montage
 from splitshuffle_gan.output import refuse_existing, whole_folder, write_json
 from splitshuffle_gan.sampler import sample
 from splitshuffle_gan.training.options import TrainConfig
-from splitshuffle_gan.training.state import load_state, save_state
+from splitshuffle_gan.training.state import cut_log, load_state, save_state
 from splitshuffle_gan.training.step import Trainer
 from splitshuffle_gan.training.stream import BatchStream
 
-STATUS_STEPS = 8  # between status lines; the loop waits for the device only there
+# Between status lines; the loop waits for the device, steers the augmentation, and may stop only there. The same
+# steps whatever the length of a run and of its parts: resuming and prolonging change nothing.
+STATUS_STEPS = 4
 MONTAGE_SEEDS = range(8)
 # What may differ between a run and its continuation.
 RESUMABLE = {"data", "out", "init", "resume", "overwrite", "kimg", "minutes", "snapshot_kimg", "workers"}
@@ -141,8 +143,7 @@ class Run:
         stream = self._stream()
         pinned = self.accelerator.device.type == "cuda"
         loader = DataLoader(self.items, batch_sampler=stream, num_workers=config.workers, pin_memory=pinned)
-        last_step = math.ceil(config.kimg * 1000 / config.batch_size)
-        snapshot_steps = max(1, round(config.snapshot_kimg * 1000 / config.batch_size))
+        last_step, snapshot_steps = (self._steps(kimg) for kimg in (config.kimg, config.snapshot_kimg))
         bar = tqdm(
             total=last_step * config.batch_size / 1000,
             initial=trainer.seen / 1000,
@@ -157,8 +158,7 @@ class Run:
             for name, value in trainer.train_step(next(batches)).items():
                 total, count = sums.get(name, (0.0, 0))
                 sums[name] = (total + value, count + 1)
-            due = trainer.step % snapshot_steps == 0
-            if trainer.step % STATUS_STEPS and not due and trainer.step < last_step:
+            if trainer.step % STATUS_STEPS:
                 continue
             status = self._status(sums, trainer.step - since, tick)
             sums, since, tick = {}, trainer.step, time.perf_counter()
@@ -168,7 +168,7 @@ class Run:
                 f"r_t {status['r_t']:.2f} p {status['p']:.2f}"
             )
             over = config.minutes is not None and self.elapsed >= config.minutes * 60
-            if due or over or trainer.step >= last_step:
+            if over or trainer.step % snapshot_steps == 0 or trainer.step >= last_step:
                 self._snapshot()
                 tick = time.perf_counter()
             if over:
@@ -180,6 +180,10 @@ class Run:
             tracker.finish()
         self.accelerator.wait_for_everyone()
         return self.last_snapshot
+
+    def _steps(self, kimg: float) -> int:
+        """Steps that show `kimg` thousand images, rounded up to a whole number of status lines."""
+        return STATUS_STEPS * math.ceil(round(kimg * 1000 / self.config.batch_size / STATUS_STEPS, 6))
 
     def _stream(self) -> BatchStream:
         network, trainer = self.trainer.D.config, self.trainer
@@ -199,13 +203,7 @@ class Run:
         # Reading the means waited for the device: only now has the time of the steps passed. All processes must agree.
         seconds = torch.tensor(time.perf_counter() - tick, dtype=torch.float32, device=self.trainer.device)
         seconds = float(self.accelerator.reduce(seconds, reduction="mean"))
-        bad = [name for name, value in means.items() if not math.isfinite(value)]
-        if bad:
-            kept = f"the last good snapshot is {self.last_snapshot}" if self.last_snapshot else "no snapshot was made"
-            raise FloatingPointError(
-                f"{', '.join(bad)} became {means[bad[0]]} at step {self.trainer.step}; {kept}. "
-                "Start from it with a lower learning rate, a higher r1_gamma or --mixed-precision no."
-            )
+        self._stop_unless_finite(means)
         self.elapsed += seconds
         images = steps * self.config.batch_size
         if self.config.augment_target > 0:
@@ -224,24 +222,37 @@ class Run:
         self.accelerator.log({k: v for k, v in status.items() if k != "step"}, step=self.trainer.step)
         return status
 
+    def _stop_unless_finite(self, values: dict[str, float]) -> None:
+        """Raise FloatingPointError for the first value that is NaN or infinite."""
+        kept = f"the last good snapshot is {self.last_snapshot}" if self.last_snapshot else "no snapshot was made"
+        for name, value in values.items():
+            if not math.isfinite(value):
+                raise FloatingPointError(
+                    f"{name} became {value} at step {self.trainer.step}; {kept}. "
+                    "Start from it with a lower learning rate, a higher r1_gamma or --mixed-precision no."
+                )
+
     def _snapshot(self) -> None:
         """Write a snapshot, then the state to resume from; the earlier ones stay whole whatever happens."""
+        # A last update can spoil the weights after finite losses. All processes hold the same weights and agree.
+        networks = {"generator": self.trainer.G, "average": self.trainer.average, "discriminator": self.trainer.D}
+        norms = {n: torch.nn.utils.get_total_norm(list(m.parameters())) for n, m in networks.items()}
+        self._stop_unless_finite({f"norm of the {name}'s weights": float(norm) for name, norm in norms.items()})
         target = self.out / "snapshots" / f"kimg{self.trainer.seen / 1000:09.3f}"
         if self.accelerator.is_main_process:
+            self.trainer.average.update_w_avg()
+            images = list(sample(self.trainer.average, MONTAGE_SEEDS))
             try:
-                self._write_snapshot(target)
+                self._write_snapshot(target, images)
             except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap a full disk
                 kept = f"{self.last_snapshot} is whole" if self.last_snapshot else "there is none before it"
                 raise UserError(f"{target}: the snapshot could not be written ({error}); {kept}.") from error
         self.last_snapshot = target
         self.accelerator.wait_for_everyone()
 
-    def _write_snapshot(self, target: Path) -> None:
-        average = self.trainer.average
-        average.update_w_avg()
-        images = list(sample(average, MONTAGE_SEEDS))
+    def _write_snapshot(self, target: Path, images: list[np.ndarray]) -> None:
         with whole_folder(target) as folder:
-            average.save_pretrained(folder / "generator")
+            self.trainer.average.save_pretrained(folder / "generator")
             self.trainer.D.save_pretrained(folder / "discriminator")
             save_montage(
                 images,
@@ -284,21 +295,6 @@ class Run:
                 "python": platform.python_version(),
             },
         }
-
-
-def cut_log(log: Path, last_step: int) -> None:
-    """Drop the lines after `last_step`, and a last line that a kill cut short."""
-    kept = []
-    for line in log.read_text().splitlines() if log.exists() else []:
-        try:
-            if json.loads(line)["step"] > last_step:
-                break
-        except json.JSONDecodeError:
-            break
-        kept.append(f"{line}\n")
-    temporary = log.with_name(f".{log.name}.tmp")
-    temporary.write_text("".join(kept))
-    os.replace(temporary, log)
 
 
 def plain(config: TrainConfig) -> dict:

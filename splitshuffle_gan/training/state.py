@@ -1,5 +1,6 @@
-"""The whole state of a training run in one file, replaced in one step: `state.pt`."""
+"""The whole state of a training run in one file, replaced in one step: `state.pt`; and the log, cut back to it."""
 
+import json
 import os
 import pickle
 import zipfile
@@ -46,3 +47,18 @@ def load_state(folder: Path) -> dict:
     if version != VERSION:
         raise UserError(f"{path}: field 'version' is {version!r}, wanted {VERSION}. Start a new run.")
     return state
+
+
+def cut_log(log: Path, last_step: int) -> None:
+    """Drop the lines after `last_step`, and a last line that a kill cut short."""
+    kept = []
+    for line in log.read_text().splitlines() if log.exists() else []:
+        try:
+            if json.loads(line)["step"] > last_step:
+                break
+        except json.JSONDecodeError:
+            break
+        kept.append(f"{line}\n")
+    temporary = log.with_name(f".{log.name}.tmp")
+    temporary.write_text("".join(kept))
+    os.replace(temporary, log)

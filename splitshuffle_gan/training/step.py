@@ -121,7 +121,7 @@ class Trainer:
         return stats
 
     def _generator_phase(self, depth: Tensor | None) -> dict[str, Tensor]:
-        z, stats = self._latents(phase=1), {"loss_g": 0.0}
+        z, stats, lengths = self._latents(phase=1), {"loss_g": 0.0}, []
         regularise = self.config.pl_weight > 0 and self.step % PL_INTERVAL == 0
         self.D.requires_grad_(False)
         for rows, weight in self._micro_batches():
@@ -130,21 +130,22 @@ class Trainer:
             (loss * weight).backward()
             stats["loss_g"] += loss.detach() * weight
             if regularise:
-                penalty = self._path_penalty(z[rows], d)
+                lengths.append(self._path_lengths(z[rows], d))
+                penalty = (lengths[-1] - self.pl_mean).square().mean()
                 (penalty * (self.config.pl_weight * PL_INTERVAL * weight)).backward()
                 stats["path"] = stats.get("path", 0.0) + penalty.detach() * weight
+        if regularise:
+            mean = self.accelerator.reduce(torch.cat(lengths).detach().mean(), reduction="mean")
+            self.pl_mean = self.pl_mean.lerp(mean, PL_DECAY)
         self.D.requires_grad_(True)
         self._optimise(self.G, self.g_optimizer)
         return stats
 
-    def _path_penalty(self, z: Tensor, depth: Tensor | None) -> Tensor:
+    def _path_lengths(self, z: Tensor, depth: Tensor | None) -> Tensor:
         with self.accelerator.autocast():
             ws = self.G.map(z)
             images = self.G.synthesize(ws, depth=depth)
-        lengths = path_lengths(images, ws, torch.randn_like(images))
-        mean = self.accelerator.reduce(lengths.detach().mean(), reduction="mean")
-        self.pl_mean = self.pl_mean.lerp(mean, PL_DECAY)
-        return (lengths - self.pl_mean).square().mean()
+        return path_lengths(images, ws, torch.randn_like(images))
 
     def _generate(self, z: Tensor, depth: Tensor | None) -> Tensor:
         with self.accelerator.autocast():

@@ -47,6 +47,19 @@ def test_starting_late_goes_on_exactly(length, batch_size, start):
     assert batches(length, batch_size, 3, seed=5, start=start) == batches(length, batch_size, start + 3, seed=5)[start:]
 
 
+@given(strata=st.lists(st.integers(0, 3), min_size=1, max_size=30), run=st.integers(2, 4), seed=st.integers(0, 99))
+def test_runs_are_of_one_stratum_and_an_epoch_leaves_nothing_out(strata, run, seed):
+    stream = BatchStream(len(strata), run, slice(None), seed, strata=np.array(strata), run=run)
+    epoch = stream.epoch_order(0)
+    assert len(epoch) < len(strata) + 4 * run
+    batches = list(islice(stream, len(epoch) // run))
+    assert sum(batches, []) == epoch.tolist()
+    assert set(epoch) == set(range(len(strata)))
+    assert all(len({strata[item] for item in batch}) == 1 for batch in batches)
+    late = BatchStream(len(strata), run, slice(None), seed, start=5, strata=np.array(strata), run=run)
+    assert next(iter(late)) == list(islice(stream, 6))[5]
+
+
 def test_latents_are_shared_out_among_processes():
     whole = latents(3, 7, 0, 8, 5, slice(None))
     shares = [latents(3, 7, 0, 8, 5, slice(rank * 4, rank * 4 + 4)) for rank in (0, 1)]
