@@ -81,7 +81,8 @@ class InflateOptions:
         out: folder to make: generator/, discriminator/, inflation.json.
         method: how a k x k kernel fills k slices: center (exact), mean (I3D), binomial, triaxial (ACS), random (not).
         shape: voxels of the 3D network, D H W, where D differs from the 2D network's.
-        depth_upsample: growth over depth in the 3D generator; nearest is exact, linear smoother.
+        depth_upsample: growth over depth in the 3D generator: nearest starts exactly, in steps over depth; linear
+            starts smooth between slices, not exactly.
         seed: of `random`.
         overwrite: replace the checkpoint in `out`.
     """

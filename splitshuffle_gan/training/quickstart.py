@@ -35,7 +35,7 @@ def quickstart(out: Path, seed: int = 0, overwrite: bool = False) -> str:
     accelerator.wait_for_everyone()
     train(_config(preset["train2d"], out, "run2d", seed), rank=2)
     if accelerator.is_main_process:
-        inflate_checkpoint(out / "run2d", out / "inflated")
+        inflate_checkpoint(out / "run2d", out / "inflated", **preset["inflate"])
     accelerator.wait_for_everyone()
     config = _config(preset["train3d"], out, "run3d", seed)
     snapshot = train(replace(config, init=out / "inflated", network=NetworkOptions()), rank=3)
