@@ -61,7 +61,7 @@ def test_an_unknown_preset_is_refused():
 @pytest.mark.parametrize("preset", preset_names())
 def test_it_prepares(preset):
     sections = load_preset(preset)
-    assert set(sections) - {"phantom"} == {"prepare", "train2d", "train3d"}
+    assert set(sections) - {"phantom", "inflate"} == {"prepare", "train2d", "train3d"}
     config = PrepareConfig(source=Path("scans"), out=Path("out"), **tuples(sections["prepare"]))
     assert Schedule.for_shape(config.shape).grids[-1] == config.shape
     assert config.spacing is not None  # else it would depend on the set

@@ -24,7 +24,7 @@ def tiny_preset(name: str) -> dict:
     preset["phantom"] |= {**grid, "count": 4}
     preset["prepare"] |= grid
     for section in ("train2d", "train3d"):
-        preset[section] |= {"kimg": 0.008, "batch_size": 4, "network": {"channels": [8, 8, 8]}}
+        preset[section] |= {"kimg": 0.016, "batch_size": 4, "network": {"channels": [8, 8, 8]}}
     return preset
 
 
@@ -47,7 +47,7 @@ def test_the_whole_way(out):
     for run, rank in (("run2d", 2), ("run3d", 3)):
         started = json.loads((out / run / "run.json").read_text())
         assert (started["rank"], started["config"]["seed"], started["data"]["count"]) == (rank, 5, 4)
-        snapshot = out / run / "snapshots" / "kimg00000.008"
+        snapshot = out / run / "snapshots" / "kimg00000.016"
         assert (snapshot / "montage.png").is_file()
         assert Generator.from_pretrained(snapshot / "generator").config.rank == rank
         assert Discriminator.from_pretrained(snapshot / "discriminator").config.rank == rank
@@ -58,7 +58,7 @@ def test_the_whole_way(out):
     for seed in range(8):
         assert nib.load(out / "samples" / f"seed{seed:04d}.nii.gz").shape == SHAPE[::-1]
     named = [line.split()[0] for line in said.splitlines() if line.startswith("  /") and "montage" in line]
-    assert named == [f"{out}/samples/montage.png", f"{out}/run3d/snapshots/kimg00000.008/montage.png"]
+    assert named == [f"{out}/samples/montage.png", f"{out}/run3d/snapshots/kimg00000.016/montage.png"]
     for line in said.splitlines():
         if line.startswith(f"  {out}"):
             assert (out / line.split()[0]).is_file()
