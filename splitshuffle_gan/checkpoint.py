@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from splitshuffle_gan import __version__
 from splitshuffle_gan.errors import UserError
 from splitshuffle_gan.output import write_json
+from splitshuffle_gan.volume import check_geometry
 
 FORMAT, VERSION = "splitshuffle_gan", 1
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -115,6 +116,8 @@ def _read_header(path: Path, class_name: str) -> dict:
             raise UserError(f"{path}: field {field!r} is {found!r}, wanted {wanted!r}; this is not such a checkpoint.")
     if missing := {"config", "geometry"} - set(header):
         raise UserError(f"{path}: field {', '.join(sorted(missing))} is missing. Save the checkpoint again.")
+    if header["geometry"] is not None:
+        check_geometry(header["geometry"], str(path))
     return header
 
 
@@ -125,7 +128,7 @@ def find_checkpoint(path: str | Path, network: str) -> str:
     A string that is not a folder is returned as it is: a hub id. A `Path` must be a folder.
     """
     folder = Path(path)
-    if isinstance(path, Path) and not folder.is_dir():
+    if not folder.is_dir() and (isinstance(path, Path) or path.count("/") != 1):
         raise UserError(f"{folder}: no such folder; wanted a checkpoint, a pair of networks or a run.")
     if not folder.is_dir() or (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file():
         return str(path)

@@ -15,6 +15,7 @@ from splitshuffle_gan import __version__
 from splitshuffle_gan.errors import UserError
 from splitshuffle_gan.presets import load_preset, preset_names
 
+MAX_SEEDS = 1_000_000
 Source = tyro.conf.Positional[Path]
 
 
@@ -105,9 +106,9 @@ class SampleOptions:
         out: folder to make.
         seeds: one volume per seed, as 0-15 or 3,7,20-24.
         truncation_psi: below 1 less variety and fewer bad samples; 1 the whole distribution.
-        style_mix: two seeds A B: the coarse styles of A with the fine ones of B.
+        style_mix: two seeds A B instead of `seeds`: the coarse styles of A with the fine ones of B.
         mix_layers: how many layers count as coarse; default half of them.
-        interpolate: two seeds A B to walk between.
+        interpolate: two seeds A B instead of `seeds`, to walk between.
         steps: volumes of that walk, both ends included.
         noise_mode: const repeats a volume exactly; none is smoother; random draws new fine detail.
         overwrite: replace the samples in `out`.
@@ -233,6 +234,8 @@ def parse_seeds(text: str) -> tuple[int, ...]:
         first, dash, last = part.strip().partition("-")
         if not first.isdecimal() or dash and not last.isdecimal() or dash and int(last) < int(first):
             raise UserError(f"seeds: found {text!r}, wanted numbers and ranges such as 0-15 or 3,7,20-24")
+        if len(first + last) > 36 or dash and int(last) - int(first) >= MAX_SEEDS:
+            raise UserError(f"seeds: found {text!r}, at most {MAX_SEEDS} seeds, each below 10^18, are wanted")
         seeds += range(int(first), int(last if dash else first) + 1)
     if len(set(seeds)) != len(seeds):
         raise UserError(f"seeds: found {text!r}, in which a seed comes twice")

@@ -10,11 +10,11 @@ from pathlib import Path
 from splitshuffle_gan.errors import UserError
 
 
-def refuse_existing(out: Path, overwrite: bool, mark: str) -> None:
+def refuse_existing(out: Path, overwrite: bool, mark: str, keep: tuple[Path, ...] = ()) -> None:
     """Raise UserError when `out` exists and may not be replaced.
 
     Even with `overwrite` only an empty folder, or one that holds the file or folder `mark`, is replaced: a mistyped
-    path must not delete someone's home.
+    path must not delete someone's home. Nor is one that holds any of `keep`, what the work itself reads.
     """
     if not os.path.lexists(out):
         return
@@ -22,6 +22,9 @@ def refuse_existing(out: Path, overwrite: bool, mark: str) -> None:
         raise UserError(f"out: {out} exists already; choose another folder, or pass --overwrite to replace it")
     if not out.is_dir() or (any(out.iterdir()) and not (out / mark).exists()):
         raise UserError(f"out: {out} exists and has no {mark} in it, so it is not overwritten; choose another folder")
+    for path in keep:
+        if path.resolve().is_relative_to(out.resolve()):
+            raise UserError(f"out: {out} holds the source {path} and is not replaced; choose another folder")
 
 
 @contextmanager
@@ -30,6 +33,7 @@ def whole_folder(out: Path) -> Iterator[Path]:
 
     What was at `out` before is replaced: whether that may be is the caller's to decide.
     """
+    out = out.resolve()  # a link keeps pointing to the folder, which is what gets replaced
     out.parent.mkdir(parents=True, exist_ok=True)
     building = out.with_name(f".{out.name}.{os.getpid()}")
     previous = building.with_name(f"{building.name}.previous")

@@ -1,6 +1,5 @@
 """From a generator and seeds to volumes, in memory and as NIfTI files."""
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from splitshuffle_gan.output import refuse_existing, whole_folder, write_json
 from splitshuffle_gan.volume import IntensityMap, Volume
 
 MONTAGE_VOLUMES = 16
+MIN_WHOLE_RANGE = 256  # source units; below it rounding to whole numbers would show
 DESCRIPTION = "synthetic volume, splitshuffle_gan"
 
 
@@ -101,10 +101,12 @@ class SampleConfig:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        if not self.seeds or min(self.seeds) < 0 or max(self.seeds) >= 2**63:
-            raise UserError(f"seeds: found {self.seeds}, give one or more whole numbers from 0 to 2^63 - 1")
-        if not math.isfinite(self.truncation_psi):
-            raise UserError(f"truncation_psi: found {self.truncation_psi}, must be a finite number, as a rule 0 to 1")
+        for name in ("seeds", "style_mix", "interpolate"):
+            seeds = getattr(self, name)
+            if seeds is not None and (not seeds or min(seeds) < 0 or max(seeds) >= 2**63):
+                raise UserError(f"{name}: found {seeds}, give whole numbers from 0 to 2^63 - 1")
+        if not abs(self.truncation_psi) <= 10:
+            raise UserError(f"truncation_psi: found {self.truncation_psi}, must be within -10 to 10, as a rule 0 to 1")
         if self.steps < 2:
             raise UserError(f"steps: found {self.steps}, must be at least 2")
         if self.style_mix and self.interpolate:
@@ -116,15 +118,15 @@ class SampleConfig:
 def write_samples(config: SampleConfig) -> Path:
     """Draw volumes and write `*.nii.gz`, `montage.png` and `samples.json` into the folder `config.out`.
 
-    Each file has the training set's spacing and an RAS affine, and intensities in its units: int16 where a window was
-    given (HU), float32 for percentiles. Under a launcher the volumes are shared out among the processes.
+    Each file has the training set's spacing and an RAS affine, and intensities in its units, as `stored_type` says:
+    int16 for HU, float32 for percentiles. Under a launcher the volumes are shared out among the processes.
 
     Raises:
         UserError: no such checkpoint, one without geometry or without volumes, an `out` that exists.
     """
     state = PartialState(cpu=wants_cpu())
     use_all_cores(state)
-    refuse_existing(config.out, config.overwrite, mark="samples.json")
+    refuse_existing(config.out, config.overwrite, mark="samples.json", keep=(Path(config.checkpoint),))
     path = find_checkpoint(config.checkpoint, "generator")
     generator = Generator.from_pretrained(path).to(state.device)
     _check_volumes(generator, path)
@@ -136,9 +138,11 @@ def write_samples(config: SampleConfig) -> Path:
         for name, styles in tqdm(mine, desc="sample", unit="volume", disable=not state.is_main_process):
             # Only noise_mode "random" draws from this; the name decides, so that processes cannot change it.
             torch.manual_seed(int.from_bytes(name.encode()[-7:], "big"))
-            volume = to_volume(draw(generator, styles(), config.noise_mode), generator.geometry)
-            windowed = generator.geometry["intensity"]["kind"] == "window"
-            write_nifti(volume, folder / f"{name}.nii.gz", np.int16 if windowed else np.float32, DESCRIPTION)
+            image = draw(generator, styles(), config.noise_mode)
+            if not np.isfinite(image).all():
+                raise UserError(f"{path}: {name} has voxels that are NaN; its weights are broken, take another")
+            volume = to_volume(image, generator.geometry)
+            write_nifti(volume, folder / f"{name}.nii.gz", stored_type(generator.geometry["intensity"]), DESCRIPTION)
         state.wait_for_everyone()
         if state.is_main_process:
             _picture(folder, list(jobs), generator.geometry, config)
@@ -151,6 +155,13 @@ def to_volume(image: np.ndarray, geometry: dict) -> Volume:
     """An image `[D, H, W]` in [-1, 1] in the place and the units of the training set."""
     values = IntensityMap(**geometry["intensity"]).from_unit(image)
     return Volume(values[None], np.asarray(geometry["affine"]))
+
+
+def stored_type(intensity: dict) -> type:
+    """int16 for a window as of CT, which whole numbers resolve and int16 holds; float32 for any other range."""
+    low, high = intensity["low"], intensity["high"]
+    whole = intensity["kind"] == "window" and high - low >= MIN_WHOLE_RANGE and -(2**15) <= low and high < 2**15
+    return np.int16 if whole else np.float32
 
 
 def _check_volumes(generator: Generator, path: str) -> None:

@@ -88,6 +88,26 @@ class IntensityMap:
         return ((unit + 1) * ((self.high - self.low) / 2) + self.low).astype(np.float32)
 
 
+def check_geometry(geometry: object, source: str) -> dict:
+    """`geometry` (see `PreparedDataset.geometry`) if it is whole; else UserError that names `source` and the field."""
+    if not isinstance(geometry, dict):
+        raise UserError(f"{source}: geometry is {geometry!r}, fields by name are wanted")
+    checks = {
+        "spacing": lambda value: len(value) == 3 and all(0 < length < np.inf for length in value),
+        "plane": lambda value: value in PLANES,
+        "affine": lambda value: np.shape(value) == (4, 4) and np.isfinite(value).all() and np.linalg.det(value) != 0,
+        "intensity": lambda value: IntensityMap(**value) is not None,
+    }
+    for field, good in checks.items():
+        try:
+            fine = field in geometry and good(geometry[field])
+        except (TypeError, ValueError):
+            fine = False
+        if not fine:
+            raise UserError(f"{source}: geometry has {field} {geometry.get(field)!r}, which is missing or not usable")
+    return geometry
+
+
 def from_xyz(array: np.ndarray, affine: np.ndarray, plane: str) -> Volume:
     """A one-channel Volume in `plane`'s order from a RAS+ array (x, y, z) and its affine (x, y, z, 1) -> RAS mm."""
     axes = plane_axes(plane)

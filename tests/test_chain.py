@@ -66,7 +66,7 @@ def test_every_step_leaves_a_folder_that_tells_how_it_was_made(chain):
     assert "5 heart phantoms in phantoms/images" in printed
     assert "5 volumes (0 skipped) of 8x16x8 voxels, 16 x 24 x 20 mm, coronal: dataset" in printed
     assert "generator      relative error, slices against 2D images" in printed
-    assert f"done: {chain}/run3d/snapshots/kimg00000.016; look at" in printed
+    assert f"done: {chain}/run3d/snapshots/kimg00000.032; look at" in printed
     assert "volumes in samples; look at samples/montage.png" in printed
 
 
@@ -110,7 +110,7 @@ def test_the_affine_is_the_datasets(chain):
 
 def test_samples_json(chain):
     record = json.loads((chain / "samples" / "samples.json").read_text())
-    assert record["checkpoint"] == "run3d/snapshots/kimg00000.016/generator"
+    assert record["checkpoint"] == "run3d/snapshots/kimg00000.032/generator"
     assert record["files"] == ["seed0000.nii.gz", "seed0002.nii.gz", "seed0003.nii.gz"]
     assert (record["truncation_psi"], record["noise_mode"], record["synthetic"]) == (0.7, "const", True)
     assert record["geometry"] == open_dataset(chain / "dataset").geometry()

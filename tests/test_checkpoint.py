@@ -16,7 +16,12 @@ from splitshuffle_gan.models.discriminator import Discriminator
 from splitshuffle_gan.models.generator import Generator
 
 TINY = {"rank": 3, "shape": (8, 8, 8), "channels": (4, 4)}
-GEOMETRY = {"spacing": [3.0, 1.0, 1.0], "plane": "axial", "affine": [[0, 0, 1, 0]] * 4}
+GEOMETRY = {
+    "spacing": [3.0, 1.0, 1.0],
+    "plane": "axial",
+    "affine": [[0.0, 0.0, 1.0, 0.0], [0.0, 1.0, 0.0, 0.0], [3.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0]],
+    "intensity": {"kind": "window", "low": -250.0, "high": 650.0},
+}
 DOWNLOAD = "splitshuffle_gan.checkpoint.hf_hub_download"
 
 
@@ -131,6 +136,19 @@ def test_channels_last_weights_are_saved_alike(generator, saved):
 def test_a_header_of_another_kind_is_named(saved, field, value):
     edit_header(saved, **{field: value})
     with pytest.raises(UserError, match=rf"{saved / 'config.json'}: field '?{field}"):
+        Generator.from_pretrained(saved)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("spacing", [1, 2]), ("plane", "oblique"), ("affine", [[1.0] * 4] * 4), ("intensity", {}), ("intensity", None)],
+)
+def test_a_damaged_geometry_is_named(saved, field, value):
+    path = saved / "config.json"
+    header = json.loads(path.read_text())
+    header["geometry"][field] = value
+    path.write_text(json.dumps(header))
+    with pytest.raises(UserError, match=f"config.json: geometry has {field}"):
         Generator.from_pretrained(saved)
 
 
@@ -273,7 +291,7 @@ def test_an_unreachable_repository_is_named(monkeypatch, error):
 @pytest.mark.parametrize("name", ["no/such/folder", "/no/such/folder", "a..b/c", "spaces are not allowed", ""])
 def test_a_path_that_can_be_no_repository_is_named_without_a_network(name):
     """The hub's own validation runs here: these never reach a connection."""
-    with pytest.raises(UserError, match="neither a folder nor|no generator here"):
+    with pytest.raises(UserError, match="neither a folder nor|no such folder|no generator here"):
         Generator.from_pretrained(name)
 
 

@@ -96,6 +96,7 @@ def test_a_preset_gives_defaults_that_options_replace(parse):
         ema_kimg=5,
         snapshot_kimg=20,
         augment_kimg=100,
+        r1_gamma=1.0,
         network=NetworkOptions(channels=(128, 128, 64, 32)),
     )
     line = "train2d --kimg 7 --preset=hippocampus --network.channels 8 8 8 8 --augment.flip-lr --data d --out o"
@@ -110,7 +111,7 @@ def test_a_preset_speaks_to_each_command_of_its_own(parse):
         16, None, False, None,
     )  # fmt: skip
     assert (three.batch_size, three.micro_batch, three.checkpoint_activations, three.network.group_size) == (
-        4, 1, True, 1,
+        4, 2, True, 2,
     )  # fmt: skip
 
 
@@ -234,10 +235,10 @@ def test_bad_usage_is_exit_code_2(run, tmp_path, monkeypatch, line, told):
         ("prepare scans --out o --shape 8 16 8 --window 0 1 --percentiles 0 1", "give one of the two"),
         ("phantom --out taken", "taken exists already"),
         ("phantom --out o --shape 4 4 4", "at least 8 voxels"),
-        ("inflate no/such/run --out o", "no/such/run: neither a folder"),
+        ("inflate no/such/run --out o", "no/such/run: no such folder"),
         ("inflate empty --out o", "empty: no generator here"),
         ("inflate empty --out taken", "taken exists already"),
-        ("sample no/such/run --out o", "no/such/run: neither a folder"),
+        ("sample no/such/run --out o", "no/such/run: no such folder"),
         ("sample empty --out o", "empty: no generator here"),
         ("sample empty --out taken", "taken exists already"),
         ("sample empty --out o --seeds 3-1", "seeds: found '3-1'"),

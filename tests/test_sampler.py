@@ -5,9 +5,18 @@ import pytest
 import torch
 
 from splitshuffle_gan.config import GeneratorConfig
+from splitshuffle_gan.data.dataset import open_dataset
 from splitshuffle_gan.errors import UserError
 from splitshuffle_gan.models.generator import Generator
-from splitshuffle_gan.sampler import draw, latent_of_seed, mix_styles, sample
+from splitshuffle_gan.sampler import (
+    SampleConfig,
+    draw,
+    latent_of_seed,
+    mix_styles,
+    sample,
+    stored_type,
+    write_samples,
+)
 
 SHAPE = (8, 16, 8)
 
@@ -125,3 +134,27 @@ def test_mixing_needs_layers_of_both():
     for layers in (-1, 0, 5, 6):
         with pytest.raises(UserError, match=f"mix_layers: found {layers}, must be 1 to 4"):
             mix_styles(styles, styles, layers)
+
+
+@pytest.mark.parametrize(
+    ("kind", "low", "high", "expected"),
+    [
+        ("window", -250, 650, np.int16),
+        ("window", 0, 1, np.float32),  # normalised scans: whole numbers would leave two values
+        ("window", 0, 40000, np.float32),  # 16 bit MR does not fit
+        ("percentiles", 0, 900, np.float32),
+    ],
+)
+def test_whole_numbers_only_where_they_serve(kind, low, high, expected):
+    assert stored_type({"kind": kind, "low": low, "high": high}) is expected
+
+
+def test_broken_weights_are_no_samples(tiny_config, tmp_path):
+    network = Generator(GeneratorConfig(rank=3, shape=(8, 16, 8), channels=(8, 8, 8)))
+    dataset = open_dataset(tiny_config().data)
+    network.geometry = dataset.geometry()
+    network.constant.data.fill_(float("nan"))
+    network.save_pretrained(tmp_path / "g")
+    with pytest.raises(UserError, match="seed0000 has voxels that are NaN"):
+        write_samples(SampleConfig(checkpoint=str(tmp_path / "g"), out=tmp_path / "out", seeds=(0,)))
+    assert not (tmp_path / "out").exists()

@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 
 from splitshuffle_gan.data.prepare import FORMAT, VERSION
 from splitshuffle_gan.errors import UserError
-from splitshuffle_gan.volume import PLANES, grid_affine, grid_centre
+from splitshuffle_gan.volume import PLANES, check_geometry, grid_affine, grid_centre
 
 REMEDY = "prepare the dataset again"
 FIELDS = {
@@ -135,7 +135,16 @@ def open_dataset(folder: Path) -> PreparedDataset:
     if volumes.shape != wanted or volumes.dtype != np.float32:
         found = f"{folder / 'volumes.npy'}: holds {volumes.dtype} {volumes.shape}"
         raise UserError(f"{found}, but manifest.json's count and shape say float32 {wanted}; {REMEDY}")
-    return PreparedDataset(folder, manifest, volumes)
+    dataset = PreparedDataset(folder, manifest, volumes)
+    try:
+        check_geometry(dataset.geometry(), str(folder / "manifest.json"))
+        depths = {len(entry["slice_std"]) for entry in manifest["volumes"]}
+    except (KeyError, TypeError, IndexError) as error:
+        found = f"{folder / 'manifest.json'}: a field of the set or of a volume is missing or of another kind"
+        raise UserError(f"{found} ({error!r}); {REMEDY}") from error
+    if depths != {manifest["shape"][0]}:
+        raise UserError(f"{folder / 'manifest.json'}: slice_std has {depths} values, wanted {manifest['shape'][0]}")
+    return dataset
 
 
 def _read_manifest(path: Path) -> dict:

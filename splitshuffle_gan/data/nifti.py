@@ -16,6 +16,7 @@ from splitshuffle_gan.volume import Volume, from_xyz, plane_axes, spacing_of
 
 SUFFIXES = (".nii", ".nii.gz")
 DESCRIPTION_BYTES = 79
+MM_PER_UNIT = {"meter": 1e3, "mm": 1.0, "micron": 1e-3}  # a header without a unit means mm
 # Volume of the parallelepiped that the three unit directions span; 1 is orthogonal, 0 is flat.
 LEAST_SPAN = 1e-6
 
@@ -120,7 +121,8 @@ def _canonical(image: nib.Nifti1Image) -> tuple[np.ndarray, np.ndarray]:
     """The flips and swaps that bring the image closest to RAS+, and its affine after them."""
     # As `nib.as_closest_canonical`, which however reads all voxels, as float64.
     orientation = io_orientation(image.affine)
-    return orientation, image.affine @ inv_ornt_aff(orientation, image.shape[:3])
+    to_mm = np.diag([*[MM_PER_UNIT.get(image.header.get_xyzt_units()[0], 1.0)] * 3, 1.0])
+    return orientation, to_mm @ image.affine @ inv_ornt_aff(orientation, image.shape[:3])
 
 
 def _reason(error: Exception) -> str:

@@ -5,11 +5,7 @@ volume was made, so that every step can be undone.
 """
 
 import hashlib
-import multiprocessing
 import os
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,6 +17,7 @@ from splitshuffle_gan.data.nifti import is_nifti, read_nifti, read_spacing
 from splitshuffle_gan.data.resample import resample
 from splitshuffle_gan.errors import UserError
 from splitshuffle_gan.output import refuse_existing, whole_folder, write_json
+from splitshuffle_gan.parallel import parallel_map
 from splitshuffle_gan.volume import IntensityMap, Volume, plane_axes
 
 FORMAT = "splitshuffle-dataset"
@@ -92,7 +89,8 @@ def prepare(config: PrepareConfig) -> Path:
         _new_array(path, len(sources), config.shape)
         tasks = [(source, row, path, spacing, config) for row, source in enumerate(sources)]
         good, kept_rows, skipped = [], [], []
-        progress = tqdm(_map(_prepare_one, tasks, config.workers), total=len(tasks), desc="prepare", unit="scan")
+        outcomes = parallel_map(_prepare_one, tasks, config.workers)
+        progress = tqdm(outcomes, total=len(tasks), desc="prepare", unit="scan")
         for row, outcome in enumerate(progress):
             if "reason" not in outcome:
                 good.append(outcome)
@@ -118,8 +116,13 @@ def find_scans(source: Path) -> list[Path]:
     if not source.is_dir():
         found = "is not named .nii or .nii.gz" if source.exists() else "does not exist"
         raise UserError(f"source: {source} {found}; give a NIfTI file or a folder of them")
-    scans = [path for path in source.rglob("*") if is_nifti(path) and path.is_file()]
-    scans = [path for path in scans if not any(part.startswith(".") for part in path.relative_to(source).parts)]
+    scans, seen = [], set()
+    for folder, folders, names in os.walk(source, followlinks=True):
+        real = os.path.realpath(folder)
+        folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
+        # A link that leads nowhere counts as a scan, one that cannot be read.
+        scans += [] if real in seen else [Path(folder, n) for n in names if is_nifti(n) and not n.startswith(".")]
+        seen.add(real)
     if not scans:
         raise UserError(f"source: {source} holds no .nii or .nii.gz file at any depth; give a folder of NIfTI scans")
     return sorted(scans)
@@ -160,6 +163,9 @@ def _prepare_one(task: tuple) -> dict:
         return {"source": name, "reason": str(error)}
     step, offset = _fit(volume, config.shape, spacing)
     placed = bounds.to_unit(resample(volume.array[0], step, offset, config.shape, bounds.low))
+    if placed.min() == placed.max():
+        reason = f"{path}: nothing but one value, {placed.min():g}, is left after the crop to {config.shape}"
+        return {"source": name, "reason": f"{reason}; choose a larger shape or spacing, or remove the file"}
     np.load(array_path, mmap_mode="r+")[row, 0] = placed
     to_source = np.diag([*step, 1.0])
     to_source[:3, 3] = offset
@@ -222,22 +228,6 @@ def _median_spacing(sources: list[Path], plane: str) -> tuple[float, float, floa
     return tuple(round(float(length), 5) for length in np.median(found or [(1.0, 1.0, 1.0)], axis=0))
 
 
-def _map(function: Callable, tasks: list, workers: int) -> Iterator:
-    """Results in the tasks' order from a pool of processes; what has not started is cancelled when the caller stops."""
-    workers = min(workers or os.cpu_count() or 1, len(tasks))
-    if workers == 1:
-        yield from map(function, tasks)
-        return
-    method = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context(method))
-    try:
-        yield from pool.map(function, tasks)
-    except BrokenProcessPool as error:
-        raise UserError(f"workers: one of {workers} processes was killed, often for memory; use fewer") from error
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
 def _new_array(path: Path, count: int, shape: tuple[int, int, int]) -> np.memmap:
     array = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(count, 1, *shape))
     if hasattr(os, "posix_fallocate"):
@@ -291,6 +281,4 @@ def _sha256(path: Path) -> str:
 def _check_out(config: PrepareConfig) -> None:
     """Refuse to write over anything but, when asked to, an earlier dataset that does not hold the source."""
     out = config.out
-    refuse_existing(out, config.overwrite, mark="manifest.json")
-    if out.exists() and config.source.resolve().is_relative_to(out.resolve()):
-        raise UserError(f"out: {out} holds the source {config.source} and is not replaced; choose another folder")
+    refuse_existing(out, config.overwrite, mark="manifest.json", keep=(config.source,))

@@ -96,7 +96,7 @@ class Run:
         self, config: TrainConfig, rank: int, trainer: Trainer, dataset: PreparedDataset, accelerator: Accelerator
     ) -> None:
         self.config, self.rank, self.trainer, self.dataset = config, rank, trainer, dataset
-        self.accelerator, self.out = accelerator, config.out
+        self.accelerator, self.out = accelerator, config.out.resolve() if config.out.is_symlink() else config.out
         self.items = SliceDataset(dataset) if rank == 2 else VolumeDataset(dataset)
         self.elapsed = 0.0  # seconds of training, earlier parts of a resumed run included
         self.last_snapshot: Path | None = None
@@ -107,7 +107,8 @@ class Run:
         if state is not None:
             self._resume(state)
         else:
-            refuse_existing(self.out, config.overwrite, mark="run.json")
+            inputs = [path for path in (config.data, config.init) if path is not None]
+            refuse_existing(self.out, config.overwrite, mark="run.json", keep=tuple(inputs))
         self.accelerator.wait_for_everyone()  # nobody creates the folder before all have looked
         if main:
             if self.out.exists() and not config.resume:

@@ -1,5 +1,6 @@
 """What a training run can be told."""
 
+import math
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
@@ -100,6 +101,13 @@ class TrainConfig:
     network: NetworkOptions = field(default_factory=NetworkOptions)
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UserError(f"{name}: found {value}, must be a finite number")
+        if self.seed >= 2**63:
+            raise UserError(f"seed: found {self.seed}, must be below 2^63")
+        if self.r1_gamma is not None and self.r1_gamma < 0:
+            raise UserError(f"r1_gamma: found {self.r1_gamma}, must not be negative")
         positive = ("kimg", "batch_size", "g_lr", "d_lr", "r1_interval", "ema_kimg", "augment_kimg", "snapshot_kimg")
         for name in positive:
             if not getattr(self, name) > 0:

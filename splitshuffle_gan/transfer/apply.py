@@ -61,7 +61,7 @@ def inflate_checkpoint(
     """
     if method not in METHODS:
         raise UserError(f"method: found {method!r}, must be one of {', '.join(METHODS)}")
-    refuse_existing(out, overwrite, mark="inflation.json")
+    refuse_existing(out, overwrite, mark="inflation.json", keep=(Path(run2d),))
     report = {"created_with": __version__, "source": str(run2d), "method": method, "seed": seed, "networks": {}}
     pairs = {}
     for model_class in (Generator, Discriminator):

@@ -191,3 +191,11 @@ def test_damage_to_any_header_byte_is_a_user_error_or_harmless(tmp_path):
         except UserError:
             refused += 1
     assert refused > 10
+
+
+@pytest.mark.parametrize(("unit", "mm"), [("micron", 1e-3), ("meter", 1e3), ("mm", 1), ("unknown", 1)])
+def test_the_headers_unit_of_length_counts(tmp_path, unit, mm):
+    image = nib.Nifti1Image(np.arange(64, dtype=np.float32).reshape(4, 4, 4), np.diag([2.0, 3.0, 5.0, 1.0]))
+    image.header.set_xyzt_units(unit)
+    nib.save(image, tmp_path / "scan.nii.gz")
+    np.testing.assert_allclose(read_nifti(tmp_path / "scan.nii.gz").spacing, np.array([5, 3, 2]) * mm)

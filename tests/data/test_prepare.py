@@ -369,3 +369,25 @@ def test_window_and_percentiles_exclude_each_other():
     with pytest.raises(UserError, match="not both"):
         PrepareConfig("in", "out", (8, 8, 8), window=(0, 1), percentiles=(1, 99))
     assert PrepareConfig("in", "out", (8, 8, 8)).percentiles == (0.5, 99.5)
+
+
+def test_links_are_followed_and_a_broken_one_is_no_silent_loss(scans, tmp_path):
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    (linked / "patient").symlink_to(scans)
+    (linked / "loop").symlink_to(linked)
+    assert len(find_scans(linked)) == len(find_scans(scans))
+    (linked / "gone.nii.gz").symlink_to(tmp_path / "nowhere.nii.gz")
+    with pytest.raises(UserError, match="gone.nii.gz"):
+        prepare(PrepareConfig(linked, tmp_path / "out", (8, 8, 8)))
+    out = prepare(PrepareConfig(linked, tmp_path / "out", (8, 8, 8), skip_bad=True))
+    assert [entry["source"] for entry in json.loads((out / "manifest.json").read_text())["skipped"]] == ["gone.nii.gz"]
+
+
+def test_a_scan_that_the_crop_leaves_empty_is_bad(tmp_path):
+    array = np.zeros((40, 40, 40), np.float32)
+    array[:4, :4, :4] = 90
+    (tmp_path / "in").mkdir()
+    nib.save(nib.Nifti1Image(array, np.eye(4)), tmp_path / "in" / "corner.nii.gz")
+    with pytest.raises(UserError, match="corner.nii.gz.*after the crop"):
+        prepare(PrepareConfig(tmp_path / "in", tmp_path / "out", (8, 8, 8), window=(0, 100)))

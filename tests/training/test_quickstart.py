@@ -53,7 +53,7 @@ def test_the_whole_way(out):
         assert Discriminator.from_pretrained(snapshot / "discriminator").config.rank == rank
     assert started["config"]["init"] == str(out / "inflated")
     report = json.loads((out / "inflated/inflation.json").read_text())
-    assert report["source"] == str(out / "run2d") and max(report["generator_error_per_depth"]) < 1e-5
+    assert report["source"] == str(out / "run2d") and report["discriminator_error"] < 1e-4
 
     for seed in range(8):
         assert nib.load(out / "samples" / f"seed{seed:04d}.nii.gz").shape == SHAPE[::-1]

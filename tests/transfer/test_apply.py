@@ -13,7 +13,12 @@ from splitshuffle_gan.transfer.apply import discriminator_error, generator_error
 from splitshuffle_gan.transfer.inflate import METHODS, inflate, inflate_config
 
 TINY = {"rank": 2, "shape": (8, 16, 8), "channels": (4, 4, 4)}
-GEOMETRY = {"spacing": [1.0, 1.0, 1.0], "plane": "axial"}
+GEOMETRY = {
+    "spacing": [3.0, 1.0, 1.0],
+    "plane": "axial",
+    "affine": [[0.0, 0.0, 1.0, 0.0], [0.0, 1.0, 0.0, 0.0], [3.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0]],
+    "intensity": {"kind": "window", "low": -250.0, "high": 650.0},
+}
 
 
 @pytest.fixture(autouse=True)

@@ -7,9 +7,6 @@ ventricle, coronary arteries, plaques) are widened to about one, so that they sh
 and Agatston score grow with the voxel for that reason.
 """
 
-import multiprocessing
-import os
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,6 +21,7 @@ from splitshuffle_gan.data.phantom.factors import Value
 from splitshuffle_gan.data.phantom.fields import array_affine
 from splitshuffle_gan.errors import UserError
 from splitshuffle_gan.output import refuse_existing, whole_folder, write_json
+from splitshuffle_gan.parallel import parallel_map
 
 __all__ = ["FACTORS", "LABELS", "Phantom", "make_phantom", "write_phantoms"]
 
@@ -126,12 +124,8 @@ def _write_volumes(folder: Path, kind: str, count: int, shape: tuple, spacing: t
     """Make and write the volumes in all cores; their records in order."""
     for name in ("images", "labels"):
         (folder / name).mkdir()
-    # Forked workers need no importable main module, so an unguarded script can call this.
-    method = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
     job = partial(_write_one, folder, kind, tuple(shape), tuple(spacing), int(seed))
-    workers = min(os.cpu_count() or 1, count)
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context(method)) as pool:
-        return list(tqdm(pool.map(job, range(count)), total=count, desc=f"{kind} phantoms", unit="volume"))
+    return list(tqdm(parallel_map(job, range(count)), total=count, desc=f"{kind} phantoms", unit="volume"))
 
 
 def _write_one(folder: Path, kind: str, shape: tuple, spacing: tuple, seed: int, index: int) -> dict:
