@@ -8,7 +8,7 @@ import time
 
 from splitshuffle_gan.parallel import parallel_map
 
-SCRIPT = """
+SCRIPT = r"""
 import os, sys, time
 from splitshuffle_gan.parallel import parallel_map
 def work(task):
