@@ -3,6 +3,7 @@
 Exit codes: 0 done, 1 failure, 2 bad usage.
 """
 
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
@@ -244,6 +245,8 @@ def parse_seeds(text: str) -> tuple[int, ...]:
 
 def main(command: str | None = None) -> None:
     """Entry of `splitshuffle` and of the scripts in `train/` and `evaluate/`, which name their `command`."""
+    # A scheduler's SIGTERM ends like Ctrl-C: temporary folders are removed, workers stopped.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     arguments = [*([command] if command else []), *sys.argv[1:]]
     program = f"{Path(sys.argv[0]).name}" if command else None
     try:
