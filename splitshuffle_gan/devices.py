@@ -1,10 +1,14 @@
 """Where to compute, with how many threads, and how precisely."""
 
+import ctypes
 import os
+import sys
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator, PartialState
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
 
 
 def wants_cpu() -> bool:
@@ -21,11 +25,24 @@ def resolve_precision(mixed_precision: str) -> str:
 
 
 def use_all_cores(state: PartialState) -> None:
-    """On a CPU, share the cores among the local processes; launchers set one thread per process."""
+    """On a CPU, share the cores among the local processes, and keep freed memory; launchers set one thread each."""
     if state.device.type == "cpu":
+        keep_freed_memory()
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         local = int(os.environ.get("LOCAL_WORLD_SIZE", state.num_processes))
         torch.set_num_threads(max(1, cores // local))
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to reuse large blocks instead of returning them; does nothing with another C library.
+
+    By default every large activation is mapped afresh and faulted in page by page, which can cost more than the
+    convolution that fills it. The environment's `MALLOC_MMAP_MAX_` and `MALLOC_TRIM_THRESHOLD_` do the same.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def make_accelerator(mixed_precision: str = "auto", out: Path | None = None) -> Accelerator:
