@@ -1,6 +1,9 @@
 """Where to compute, with how many threads and how precisely, for machines other than this one too."""
 
 import os
+import platform
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -101,3 +104,22 @@ def test_without_a_folder_nothing_is_logged(cpu, tmp_path, monkeypatch):
     accelerator = make_accelerator("no")
     accelerator.init_trackers("tensorboard")
     assert (accelerator.trackers, list(tmp_path.iterdir())) == ([], [])
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's malloc takes these settings")
+def test_freed_memory_is_used_again():
+    """Page faults, as the system counts them, while a large tensor is made and dropped again and again."""
+    script = (
+        "import resource, sys, torch; from splitshuffle_gan.devices import keep_freed_memory\n"
+        "if sys.argv[1] == 'keep': keep_freed_memory()\n"
+        "def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "torch.ones(2**23); start = faults()\n"
+        "for _ in range(10): torch.ones(2**23)\n"
+        "print(faults() - start)"
+    )
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
+    default, kept = (
+        int(subprocess.check_output([sys.executable, "-c", script, mode], text=True, env=environment))
+        for mode in ("default", "keep")
+    )
+    assert kept < default / 5
