@@ -39,7 +39,8 @@ def quickstart(out: Path, seed: int = 0, overwrite: bool = False) -> str:
     accelerator.wait_for_everyone()
     config = _config(preset["train3d"], out, "run3d", seed)
     snapshot = train(replace(config, init=out / "inflated", network=NetworkOptions()), rank=3)
-    write_samples(SampleConfig(checkpoint=str(snapshot), out=out / "samples", seeds=tuple(range(8))))
+    samples = SampleConfig(checkpoint=str(snapshot), out=out / "samples", seeds=tuple(range(8)), truncation_psi=1.0)
+    write_samples(samples)
     return (
         f"\nDone. Open these:\n"
         f"  {out}/samples/montage.png            synthetic volumes\n"
