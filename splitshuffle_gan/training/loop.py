@@ -126,7 +126,7 @@ class Run:
             if name not in RESUMABLE and current.get(name) != value:
                 raise UserError(
                     f"{name}: the run in {self.out} was started with {value!r}, found {current.get(name)!r}. "
-                    "Resume with the same value or start a new run."
+                    "Resume with the options (and --preset) it was started with, or start a new run."
                 )
         if state["data_hash"] != self.dataset.data_hash:
             raise UserError(f"data: {self.config.data} is not the dataset that the run in {self.out} was started with.")
@@ -145,13 +145,14 @@ class Run:
         pinned = self.accelerator.device.type == "cuda"
         loader = DataLoader(self.items, batch_sampler=stream, num_workers=config.workers, pin_memory=pinned)
         last_step, snapshot_steps = (self._steps(kimg) for kimg in (config.kimg, config.snapshot_kimg))
+        clock = "{elapsed}<{remaining}" if config.minutes is None else f"{{elapsed}} of {config.minutes:g} min"
         bar = tqdm(
             total=last_step * config.batch_size / 1000,
             initial=trainer.seen / 1000,
             unit="kimg",
             desc=f"train {self.rank}D",
             disable=not self.accelerator.is_main_process,
-            bar_format="{desc} {percentage:3.0f}%|{bar}| {n:.2f}/{total:.1f} kimg [{elapsed}<{remaining}]{postfix}",
+            bar_format="{desc} {percentage:3.0f}%|{bar}| {n:.2f}/{total:.1f} kimg [" + clock + "]{postfix}",
         )
         sums, since, tick = {}, trainer.step, time.perf_counter()
         batches = iter(loader)
