@@ -5,6 +5,7 @@ No pickle: a checkpoint from a stranger can hold numbers and nothing else.
 
 import json
 import os
+import sysconfig
 from pathlib import Path
 
 import torch
@@ -22,8 +23,16 @@ FORMAT, VERSION = "splitshuffle_gan", 1
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
-def load_strictly(module: torch.nn.Module, state: dict[str, torch.Tensor], source: str) -> None:
-    """Load `state` into `module`; a missing, extra or misshapen key raises `UserError` that names it and `source`."""
+def load_strictly(
+    module: torch.nn.Module,
+    state: dict[str, torch.Tensor],
+    source: str,
+    remedy: str = "Use the matching config.json.",
+) -> None:
+    """Load `state` into `module`.
+
+    A missing, extra or misshapen key raises `UserError` that names it and `source` and ends in `remedy`, a sentence.
+    """
     own = module.state_dict()
     faults = [f"missing key {key}" for key in own if key not in state]
     faults += [f"extra key {key}" for key in state if key not in own]
@@ -34,7 +43,7 @@ def load_strictly(module: torch.nn.Module, state: dict[str, torch.Tensor], sourc
     ]
     if faults:
         shown = "; ".join(faults[:5]) + (f"; and {len(faults) - 5} more" if len(faults) > 5 else "")
-        raise UserError(f"{source}: weights do not fit {type(module).__name__}: {shown}. Use the matching config.json.")
+        raise UserError(f"{source}: weights do not fit {type(module).__name__}: {shown}. {remedy}")
     module.load_state_dict(state)
 
 
@@ -140,3 +149,16 @@ def find_checkpoint(path: str | Path, network: str) -> str:
         f"{folder}: no {network} here. Wanted a checkpoint ({CONFIG} and {WEIGHTS}), a folder with {network}/, "
         "or a run with snapshots/."
     )
+
+
+def shipped(name: str) -> Path | None:
+    """The folder of a checkpoint that comes with the package, such as "med3d-mini"; None when it is not installed.
+
+    It is in `checkpoints/` of a clone, where an editable install also looks, or where a wheel puts its data files.
+    """
+    schemes = sysconfig.get_default_scheme(), sysconfig.get_preferred_scheme("user")
+    installed = [Path(sysconfig.get_path("data", scheme)) / "share" / "splitshuffle_gan" for scheme in schemes]
+    for place in (Path(__file__).parents[1], *installed):
+        if (place / "checkpoints" / name / WEIGHTS).is_file():
+            return place / "checkpoints" / name
+    return None

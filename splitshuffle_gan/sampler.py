@@ -129,7 +129,7 @@ def write_samples(config: SampleConfig) -> Path:
     refuse_existing(config.out, config.overwrite, mark="samples.json", keep=(Path(config.checkpoint),))
     path = find_checkpoint(config.checkpoint, "generator")
     generator = Generator.from_pretrained(path).to(state.device)
-    _check_volumes(generator, path)
+    check_volumes(generator, path)
     jobs = _jobs(generator, config)
     with ExitStack() as stack:
         building = [str(stack.enter_context(whole_folder(config.out))) if state.is_main_process else ""]
@@ -164,7 +164,8 @@ def stored_type(intensity: dict) -> type:
     return np.int16 if whole else np.float32
 
 
-def _check_volumes(generator: Generator, path: str) -> None:
+def check_volumes(generator: Generator, path: str) -> None:
+    """Raise UserError, naming `path`, unless `generator` has volumes to draw and knows their geometry."""
     if generator.geometry is None:
         raise UserError(f"{path}: has no geometry, so its samples have no spacing and no units; train it on a dataset")
     if generator.config.rank == 2 and not generator.config.depth_aware:

@@ -21,6 +21,7 @@ from splitshuffle_gan.errors import UserError
 
 # For each plane, the (x, y, z) axis that lies along D, H and W.
 PLANES = {"axial": (2, 1, 0), "coronal": (1, 2, 0), "sagittal": (0, 2, 1)}
+MARGIN = 0.1  # of the axis, at either end: the outermost slices are padding more often than anatomy
 
 
 def plane_axes(plane: str) -> tuple[int, int, int]:
@@ -28,6 +29,18 @@ def plane_axes(plane: str) -> tuple[int, int, int]:
     if plane not in PLANES:
         raise UserError(f"plane: {plane!r} is unknown; choose one of {', '.join(PLANES)}")
     return PLANES[plane]
+
+
+def plane_slices(volume: np.ndarray, volume_plane: str, plane: str, count: int) -> np.ndarray:
+    """`[count, H, W]`: evenly spaced slices of a volume `[D, H, W]` along the normal of `plane`, in that plane's order.
+
+    Fewer where the axis is shorter than `count`.
+    """
+    have = plane_axes(volume_plane)
+    turned = np.transpose(volume, [have.index(axis) for axis in plane_axes(plane)])
+    depth = len(turned)
+    positions = np.linspace(MARGIN * (depth - 1), (1 - MARGIN) * (depth - 1), count)
+    return turned[np.unique(np.rint(positions).astype(int))]
 
 
 @dataclass(frozen=True)

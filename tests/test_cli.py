@@ -5,6 +5,7 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -13,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from splitshuffle_gan import __version__, cli
+from splitshuffle_gan import __version__, cli, commands
 from splitshuffle_gan.data.dataset import open_dataset
 from splitshuffle_gan.errors import UserError
 from splitshuffle_gan.presets import preset_names
@@ -27,6 +28,9 @@ SCRIPTS = {
     "train/train3d.py": "train3d",
     "evaluate/sample.py": "sample",
     "evaluate/benchmark.py": "benchmark",
+    "evaluate/score.py": "score",
+    "evaluate/validate_extractor.py": "validate-extractor",
+    "train/extractor.py": "extractor",
 }
 CONSOLE = Path(sysconfig.get_path("scripts")) / "splitshuffle"
 
@@ -37,8 +41,8 @@ def parse(run, monkeypatch) -> Callable[..., object]:
 
     def call(line: str) -> object:
         seen = []
-        for name, (options_class, _, summary) in cli.COMMANDS.items():
-            monkeypatch.setitem(cli.COMMANDS, name, (options_class, seen.append, summary))
+        for name, command in cli.COMMANDS.items():
+            monkeypatch.setitem(cli.COMMANDS, name, replace(command, run=seen.append))
         monkeypatch.setattr(cli, "quickstart", seen.append)
         outcome = run(*line.split())
         assert (outcome.code, len(seen)) == (0, 1), outcome.err
@@ -56,17 +60,17 @@ def test_seeds_are_read_in_their_order(ranges):
     expected = [seed for first, more in ranges for seed in range(first, first + more + 1)]
     text = ",".join(f"{first}-{first + more}" if more else f"{first}" for first, more in ranges)
     if len(set(expected)) == len(expected):
-        assert cli.parse_seeds(text) == tuple(expected)
+        assert commands.parse_seeds(text) == tuple(expected)
     else:
         with pytest.raises(UserError, match="twice"):
-            cli.parse_seeds(text)
+            commands.parse_seeds(text)
 
 
 @settings(deadline=None)
 @given(st.text(st.sampled_from("0123456789-, ²½٣x.+") | st.characters(), max_size=6))
 def test_any_text_is_seeds_or_a_clear_error(text):
     try:
-        seeds = cli.parse_seeds(text)
+        seeds = commands.parse_seeds(text)
     except UserError as error:
         assert repr(text) in str(error)
     else:
@@ -76,11 +80,11 @@ def test_any_text_is_seeds_or_a_clear_error(text):
 @pytest.mark.parametrize("text", ["", ",", "3,", "-3", "3-", "5-4", "1.5", "a", "1--2", "0x3", "²", "1-2-3"])
 def test_what_is_no_list_of_seeds(text):
     with pytest.raises(UserError, match="wanted numbers and ranges such as 0-15"):
-        cli.parse_seeds(text)
+        commands.parse_seeds(text)
 
 
 def test_spaces_around_seeds_are_allowed():
-    assert cli.parse_seeds(" 3, 7 ,20-22") == (3, 7, 20, 21, 22)
+    assert commands.parse_seeds(" 3, 7 ,20-22") == (3, 7, 20, 21, 22)
 
 
 # Options
@@ -153,7 +157,7 @@ def test_init(parse):
 
 
 def test_train3d_without_data_is_the_quickstart(parse):
-    assert parse("train3d") == cli.QuickstartOptions(out=Path("runs/quickstart"), seed=0, overwrite=False)
+    assert parse("train3d") == commands.QuickstartOptions(out=Path("runs/quickstart"), seed=0, overwrite=False)
     assert parse("train3d --out o --seed 3").out == Path("o")
     assert isinstance(parse("train3d --data=d --out o"), TrainConfig)
 
@@ -293,7 +297,7 @@ def test_known_failures_are_one_line(run, monkeypatch, error, told):
     def fail(_):
         raise error
 
-    monkeypatch.setitem(cli.COMMANDS, "phantom", (cli.PhantomOptions, fail, ""))
+    monkeypatch.setitem(cli.COMMANDS, "phantom", replace(cli.COMMANDS["phantom"], run=fail))
     assert vars(run("phantom", "--out", "o")) == {"code": 1, "out": "", "err": told}
 
 
@@ -301,7 +305,7 @@ def test_a_programming_error_keeps_its_traceback(run, monkeypatch):
     def fail(_):
         raise ValueError("a bug of ours")
 
-    monkeypatch.setitem(cli.COMMANDS, "phantom", (cli.PhantomOptions, fail, ""))
+    monkeypatch.setitem(cli.COMMANDS, "phantom", replace(cli.COMMANDS["phantom"], run=fail))
     with pytest.raises(ValueError, match="a bug of ours"):
         run("phantom", "--out", "o")
 

@@ -3,6 +3,7 @@
 import re
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -42,7 +43,7 @@ def own_commands() -> list[tuple[str, list[str]]]:
         elif words[0] in LAUNCHERS and any(word.endswith(".py") for word in words):
             at = next(i for i, word in enumerate(words) if word.endswith(".py"))
             script = folder / words[at]
-            named = re.search(r'main\("(\w+)"\)', script.read_text())[1] if script.is_file() else f"no {words[at]}"
+            named = re.search(r'main\("([\w-]+)"\)', script.read_text())[1] if script.is_file() else f"no {words[at]}"
             found.append((named, words[at + 1 :]))
     return found
 
@@ -51,8 +52,8 @@ def own_commands() -> list[tuple[str, list[str]]]:
 def parse(monkeypatch, capsys):
     """Exit code, output and errors of a command line whose command is parsed and then not run."""
     started = []
-    for name, (options_class, _, summary) in cli.COMMANDS.items():
-        monkeypatch.setitem(cli.COMMANDS, name, (options_class, started.append, summary))
+    for name, command in cli.COMMANDS.items():
+        monkeypatch.setitem(cli.COMMANDS, name, replace(command, run=started.append))
     monkeypatch.setattr(cli, "quickstart", started.append)
 
     def call(*arguments: str) -> tuple[int, str, str]:
@@ -74,7 +75,7 @@ def test_the_test_command_is_there():
 
 def test_every_command_and_script_in_the_text_exists():
     text = (REPOSITORY / "README.md").read_text()
-    assert set(re.findall(r"`splitshuffle ([a-z]\w*)", text)) <= set(cli.COMMANDS)
+    assert set(re.findall(r"`splitshuffle ([a-z][\w-]*)", text)) <= set(cli.COMMANDS)
     for script in re.findall(r"\b(?:train|evaluate)/\w+\.py", text):
         assert (REPOSITORY / script).is_file(), script
 

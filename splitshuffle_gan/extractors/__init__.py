@@ -1,0 +1,1 @@
+"""Networks that scores see with: volume or slice to a feature vector."""

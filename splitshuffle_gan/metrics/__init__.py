@@ -1,0 +1,1 @@
+"""Scores of synthetic volumes: features, distances, floors, cards."""

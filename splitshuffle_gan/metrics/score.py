@@ -1,0 +1,284 @@
+"""Score synthetic volumes against real ones: features, distances, intervals, floors, and the card that holds them."""
+
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime, timezone
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from tqdm import tqdm
+
+from splitshuffle_gan import __version__
+from splitshuffle_gan.devices import use_all_cores, wants_cpu
+from splitshuffle_gan.errors import UserError
+from splitshuffle_gan.extractors.catalogue import (
+    Extractor,
+    default_extractor,
+    default_plane_extractor,
+    open_extractor,
+)
+from splitshuffle_gan.metrics.card import FORMAT, VERSION, check_out
+from splitshuffle_gan.metrics.features import DTYPES, cached_extract, default_cache, extract, shared_folder, store
+from splitshuffle_gan.metrics.measures import SHARES, Draws, fid, infinity_row, kid, plane_fid, row, share, ssim_row
+from splitshuffle_gan.metrics.report import write_card
+from splitshuffle_gan.metrics.source import VolumeSet, check_same_grid, hash_of, open_pair, part_of
+from splitshuffle_gan.volume import PLANES
+
+METRICS = ("fid", "planes", "kid", "prdc", "ms-ssim")
+LEAST = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What to measure, and how; see `ScoreConfig`. Raises UserError naming a field that makes no sense."""
+
+    metrics: tuple[str, ...] = METRICS
+    n: int | None = None
+    slices: int = 8
+    batch_size: int = 16
+    dtype: str = "float32"
+    resamples: int = 200
+    splits: int = 20
+    seed: int = 0
+    reference_split: float | None = None
+    cache: Path | None = None
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.metrics if name not in METRICS]
+        if unknown or not self.metrics:
+            raise UserError(f"metrics: found {', '.join(unknown) or 'none'}, choose from {', '.join(METRICS)}")
+        if self.dtype not in DTYPES:
+            raise UserError(f"dtype: found {self.dtype!r}, must be one of {', '.join(DTYPES)}")
+        least = {"slices": 1, "batch_size": 1, "resamples": 20, "splits": 2, "seed": 0}
+        for name, lowest in least.items():
+            if getattr(self, name) < lowest:
+                raise UserError(f"{name}: found {getattr(self, name)}, must be at least {lowest}")
+        if self.n is not None and self.n < LEAST:
+            raise UserError(f"n: found {self.n}, at least {LEAST} volumes a side are wanted")
+        if self.reference_split is not None and not 0 < self.reference_split < 1:
+            raise UserError(f"reference_split: found {self.reference_split}, a share between 0 and 1 is wanted")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreConfig(Settings):
+    """Score synthetic volumes against real ones, every number with its n, interval and real-against-real floor.
+
+    Attributes:
+        generated: a folder of NIfTI volumes, a prepared dataset, a generator's folder, a training run or a hub id.
+        real: a prepared dataset, or a folder of NIfTI volumes on the same grid.
+        out: card to write, a .json; the same in words and as a picture beside it, as .md and .png.
+        metrics: which of fid (3D), planes (FID of axial, coronal and sagittal slices), kid, prdc, ms-ssim.
+        extractor: medicalnet-resnet10, medicalnet-resnet50, med3d-mini or random-0; default: the best at hand.
+        weights: file of the extractor's weights, instead of the shipped or downloaded one.
+        weights_sha256: what the file of weights must hash to.
+        plane_extractor: network for slices: radimagenet-resnet50, inception or med2d-mini; default: the best at hand.
+        plane_weights: file of its weights.
+        n: volumes on each side; default as many as both sides have.
+        reference_split: share of the real volumes to compare with (default all), picked by their content. With 0.5 the
+            floor, taken between halves of the real volumes, has the same n.
+        truncation_psi: for a generator; below 1 less variety.
+        slices: per volume and plane.
+        batch_size: volumes per batch.
+        dtype: of the extraction, float32 or bf16.
+        resamples: of the bootstrap intervals.
+        splits: of the real volumes into two disjoint halves, for the floor.
+        seed: of subsets, resamples and splits; a generator draws other volumes for another seed.
+        cache: folder for the features of real volumes; default ~/.cache/splitshuffle_gan/features.
+        no_cache: neither read nor write it.
+        overwrite: replace the card in `out`.
+    """
+
+    generated: str
+    real: str
+    out: Path
+    extractor: str | None = None
+    weights: Path | None = None
+    weights_sha256: str | None = None
+    plane_extractor: str | None = None
+    plane_weights: Path | None = None
+    truncation_psi: float = 1.0
+    no_cache: bool = False
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for weights, extractor in (("weights", "extractor"), ("weights_sha256", "extractor"),
+                                   ("plane_weights", "plane_extractor")):  # fmt: skip
+            if getattr(self, weights) is not None and getattr(self, extractor) is None:
+                option = extractor.replace("_", "-")
+                raise UserError(f"{weights}: say which network these weights are of, with --{option}")
+
+
+def score(config: ScoreConfig) -> dict:
+    """Do all of it, on every process of a launcher, write the card and return it.
+
+    Raises UserError for sets or weights that cannot be used; a number that n does not allow is left out of the card,
+    with the reason.
+    """
+    state = PartialState(cpu=wants_cpu())
+    use_all_cores(state)
+    check_out(config.out, config.overwrite)
+    extractor = _open(config.extractor, config.weights, config.weights_sha256, default_extractor)
+    planes = None
+    if "planes" in config.metrics:
+        planes = _open(config.plane_extractor, config.plane_weights, None, default_plane_extractor)
+    share = config.reference_split or 1.0
+    generated, real = open_pair(config.generated, config.real, config.n, config.truncation_psi, config.seed, share)
+    cache = None if config.no_cache else config.cache or default_cache()
+    card = measure(generated, real, extractor, planes, replace(config, cache=cache))
+    if state.is_main_process:
+        write_card(card, config.out, config.overwrite)
+    state.wait_for_everyone()
+    return card
+
+
+def measure(
+    generated: VolumeSet,
+    real: VolumeSet,
+    extractor: Extractor | None = None,
+    plane_extractor: Extractor | None = None,
+    settings: Settings | None = None,
+) -> dict:
+    """The card of any two sets of volumes (see `source`), not written.
+
+    `extractor` and `plane_extractor`: by default the best at hand. Under a launcher every process calls it and gets
+    the card.
+    """
+    started = time.time()
+    settings = settings or Settings()
+    PartialState(cpu=wants_cpu())
+    extractor = extractor or default_extractor()
+    if "planes" in settings.metrics:
+        plane_extractor = plane_extractor or default_plane_extractor()
+    else:
+        plane_extractor = None
+    check_same_grid(generated, real)
+    references = part_of(len(real), settings.reference_split or 1.0)
+    n = _common_n(settings.n, generated, real, references)
+    kept = np.sort(np.random.default_rng(settings.seed).permutation(len(generated))[:n])
+    with shared_folder() as folder:
+        made, made_hashes = store(generated.subset(kept), folder, "generated")
+        truth, truth_hashes = store(real, folder, "real")
+        # By content: the same volumes whatever the seed and the file names.
+        reference = np.sort(np.argsort(truth_hashes, kind="stable")[:references][:n])
+        rows = _rows(made, truth, hash_of(truth_hashes), reference, extractor, plane_extractor, settings)
+    rows = broadcast_object_list([rows])[0]
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "created_with": __version__,
+        "ruler": {
+            "extractor": extractor.describe(),
+            "plane_extractor": plane_extractor.describe() if plane_extractor else None,
+            "preprocessing": {
+                "range": [-1.0, 1.0],
+                "shape": list(real.shape),
+                "spacing": list(real.spacing),
+                "plane": real.plane,
+                "intensity": asdict(real.rule or generated.rule) if real.rule or generated.rule else None,
+            },
+            "n": n,
+            "dtype": settings.dtype,
+            "seed": settings.seed,
+            "settings": {"slices": settings.slices, "resamples": settings.resamples, "splits": settings.splits},
+        },
+        "generated": _side(generated, n, hash_of(made_hashes)),
+        "real": {**_side(real, n, hash_of(truth_hashes)), "reference_split": settings.reference_split},
+        "metrics": rows,
+        "notes": _notes(extractor, plane_extractor, n, len(real)),
+        "environment": _environment(),
+        "seconds": round(time.time() - started, 2),
+    }
+
+
+def _open(name: str | None, weights: Path | None, sha256: str | None, default: Callable[[], Extractor]) -> Extractor:
+    return open_extractor(name, weights, sha256) if name else default()
+
+
+def _common_n(wanted: int | None, generated: VolumeSet, real: VolumeSet, references: int) -> int:
+    """Volumes to take on each side."""
+    have = min(len(generated), references)
+    found = (
+        f"generated {generated.name} has {len(generated)} volumes, real {real.name} has {references} to compare with"
+    )
+    if wanted is not None and have < wanted:
+        raise UserError(f"n: {wanted} on each side are wanted, but {found}; give a smaller n or more volumes")
+    if have < LEAST:
+        raise UserError(f"n: {found}; at least {LEAST} a side are wanted")
+    return wanted or have
+
+
+def _rows(
+    made: VolumeSet,
+    truth: VolumeSet,
+    truth_hash: str,
+    reference: np.ndarray,
+    extractor: Extractor,
+    plane_extractor: Extractor | None,
+    settings: Settings,
+) -> list[dict]:
+    """All rows of the card; on processes other than the main one only the features are computed, and none come back."""
+    draws = Draws(settings.resamples, settings.splits, settings.seed)
+    options = {"batch_size": settings.batch_size, "dtype": settings.dtype}
+
+    def features(network: Extractor, **more) -> tuple[np.ndarray, np.ndarray]:
+        here = extract(made, network, **options, **more)
+        return here, cached_extract(truth, truth_hash, network, settings.cache, **options, **more)
+
+    chosen = set(settings.metrics)
+    volumes = [fid(draws)] if "fid" in chosen else []
+    volumes += [kid(draws)] if "kid" in chosen else []
+    volumes += [share(name, draws) for name in SHARES] if "prdc" in chosen else []
+    of_volumes = features(extractor) if volumes else ()
+    jobs = [partial(row, number, *of_volumes, reference, draws) for number in volumes]
+    if "fid" in chosen:
+        jobs.insert(1, partial(infinity_row, *of_volumes, reference, draws))
+    for plane in PLANES if "planes" in chosen else ():
+        of_slices = features(plane_extractor, plane=plane, slices=settings.slices)
+        jobs.append(partial(row, plane_fid(plane, plane_extractor.dimension, draws), *of_slices, reference, draws))
+    if "ms-ssim" in chosen:
+        jobs.append(partial(ssim_row, made, truth, truth.shape, draws))
+    if not PartialState().is_main_process:
+        return []
+    return [job() for job in tqdm(jobs, desc="measure", unit="number")]
+
+
+def _side(volumes: VolumeSet, n: int, data_hash: str) -> dict:
+    sides = {"name": volumes.name, "kind": volumes.kind, "n": n, "available": len(volumes), "data_hash": data_hash}
+    return {**sides, **volumes.details}
+
+
+def _notes(extractor: Extractor, plane_extractor: Extractor | None, n: int, real_count: int) -> list[str]:
+    notes = [f"{used.name}: {used.note}" for used in (extractor, plane_extractor) if used is not None and used.note]
+    if n > real_count // 2:
+        notes.append(
+            f"There are {real_count} real volumes, so the floor is between halves of {real_count // 2}, fewer than the "
+            f"{n} of the score. Distances rise as n falls: compare the floor with the value at the floor's n."
+        )
+    if n < extractor.dimension:
+        notes.append(
+            f"n = {n} is below the {extractor.dimension} features: the covariances are singular and the distance holds "
+            "a large part that falls with n. It is exact, but only comparable at the same n."
+        )
+    return notes
+
+
+def _environment() -> dict:
+    state = PartialState()
+    device = torch.cuda.get_device_name(state.device) if state.device.type == "cuda" else platform.machine() + " CPU"
+    return {
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "monai", "numpy", "scipy")},
+        "torch_fidelity": version("torch_fidelity"),
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "processes": state.num_processes,
+    }
