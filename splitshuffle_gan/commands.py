@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -43,33 +43,53 @@ class PhantomOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareOptions:
-    """Scans to a dataset: reorient to RAS+, resample, crop or pad about the centre, map intensities to [-1, 1].
+    """Scans to a dataset: reorient to RAS+, resample, crop or pad, map intensities to [-1, 1].
+
+    Killed, the same command goes on where it was.
 
     Attributes:
-        source: a NIfTI file, or a folder searched to any depth.
-        out: dataset folder to make: volumes.npy, manifest.json.
+        source: a NIfTI file, or a folder searched to any depth; MGH, NRRD, NumPy and DICOM as well.
+        out: dataset folder to make: volumes.npy, manifest.json, with labels also labels.npy.
         shape: voxels of every prepared volume, D H W; each 4 to 15 times a power of two.
-        spacing: mm, in the order of shape; default: the set's median.
+        spacing: mm, in the order of shape; native: each scan keeps its own; default: the set's median.
         percentiles: intensities of each scan that become -1 and 1 (MR); default 0.5 99.5.
         window: intensities that become -1 and 1, the same for all scans (CT, in HU).
-        plane: the plane of the slices; its normal is the first axis, D.
-        skip_bad: leave out unreadable scans and list them in the manifest, instead of stopping.
+        plane: the plane of the slices; its normal is the first axis, D; auto: the set's coarsest axis is the normal.
+        skip_bad: leave out what cannot be used and list it in the manifest, instead of stopping.
         overwrite: replace the dataset in `out`.
         workers: processes; 0 is one per core.
         preset: take shape, spacing, intensities and plane from a preset; what is given beside it counts more.
+        crop: centre on the scan's middle, on what is brighter than air, or on the box of its labels.
+        resample: between voxels linear, cubic (bspline) or not at all (nearest).
+        labels: folder of label maps with the scans' names; auto: labels*/ beside images*/.
+        label_resample: nearest, or linear: the label that weighs most once each is interpolated by itself.
+        spacing_tolerance: with native spacing, how far a scan's may be from the median, as a share of it.
+        volume: which volume of 4D files, from 0; all: each is a scan.
+        correct_tilt: straighten CT series taken with a tilted gantry, instead of refusing them.
+        shard_size: volumes per array file; default: one file.
     """
 
     source: Source
     out: Path
     shape: tuple[int, int, int]
-    spacing: tuple[float, float, float] | None = None
+    spacing: tuple[float, float, float] | Literal["native"] | None = None
     percentiles: tuple[float, float] | None = None
     window: tuple[float, float] | None = None
-    plane: Literal["axial", "coronal", "sagittal"] = "axial"
+    plane: Annotated[Literal["axial", "coronal", "sagittal", "auto"], tyro.conf.arg(aliases=["--orientation"])] = (
+        "axial"
+    )
     skip_bad: bool = False
     overwrite: bool = False
     workers: int = 0
     preset: str | None = None
+    crop: Literal["center", "foreground", "label"] = "center"
+    resample: Literal["linear", "bspline", "nearest"] = "linear"
+    labels: Path | None = None
+    label_resample: Literal["nearest", "linear"] = "nearest"
+    spacing_tolerance: float = 0.05
+    volume: int | Literal["all"] | None = None
+    correct_tilt: bool = False
+    shard_size: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +118,7 @@ class InflateOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class SampleOptions:
-    """Draw synthetic volumes: NIfTI files with true geometry and intensities, a montage, samples.json.
+    """Draw synthetic volumes: NIfTI (and DICOM) with true geometry and intensities, a montage, samples.json.
 
     Attributes:
         checkpoint: a generator's folder, a pair of networks, a training run (its latest snapshot) or a hub id.
@@ -110,6 +130,10 @@ class SampleOptions:
         interpolate: two seeds A B instead of `seeds`, to walk between.
         steps: volumes of that walk, both ends included.
         noise_mode: const repeats a volume exactly; none is smoother; random draws new fine detail.
+        like: a NIfTI scan to put every volume onto: middle on middle, along its axes, in its voxels; percentiles become
+            its own, a window stays.
+        dicom: write each volume as a CT or MR series too, into seed0000.dicom/ beside seed0000.nii.gz.
+        modality: of that series; default CT where the set's intensities are a window that can be HU, else MR.
         overwrite: replace the samples in `out`.
     """
 
@@ -122,6 +146,9 @@ class SampleOptions:
     interpolate: tuple[int, int] | None = None
     steps: int = 8
     noise_mode: Literal["const", "none", "random"] = "const"
+    like: Path | None = None
+    dicom: bool = False
+    modality: Literal["CT", "MR"] | None = None
     overwrite: bool = False
 
 
@@ -165,6 +192,35 @@ def prepare(options: PrepareOptions) -> None:
         f"{len(dataset)} volumes ({len(skipped)} skipped) of {'x'.join(map(str, dataset.shape))} voxels, "
         f"{spacing} mm, {dataset.plane}: {options.out}"
     )
+    if dataset.labels is not None:
+        print(f"labels {', '.join(map(str, dataset.manifest['labels']['values']))} ride along")
+
+
+def doctor(options: Any) -> None:
+    """Run `splitshuffle doctor`."""
+    from splitshuffle_gan.data.doctor import examine
+    from splitshuffle_gan.data.doctor_report import table
+
+    text = table(examine(options))
+    if options.out is not None:
+        print(f"the same, and more, in {options.out}; look at {options.out}/doctor.png\n")
+    print(text)
+
+
+def fetch(options: Any) -> None:
+    """Run `splitshuffle fetch`."""
+    import shlex
+
+    from splitshuffle_gan.data.fetch import RECORD, fetch, overview
+    from splitshuffle_gan.data.known_sets import describe, known_set
+
+    if options.list or not options.name:
+        print(overview())
+        return
+    there = not options.overwrite and options.to is not None and (options.to / RECORD).is_file()
+    out = fetch(options)
+    print(f"{out}: {'already there and whole' if there else 'done'}; {RECORD} in it says what came from where")
+    print(describe(known_set(options.name), shlex.quote(str(out))))
 
 
 def inflate(options: InflateOptions) -> None:
@@ -317,6 +373,10 @@ class Command:
 TRAINING = "training.options:TrainConfig"
 COMMANDS: dict[str, Command] = {
     "phantom": Command("write phantom scans to try everything on", PhantomOptions, phantom),
+    "doctor": Command(
+        "what scans are like, what is wrong, how to prepare them", "data.doctor:DoctorConfig", doctor
+    ),
+    "fetch": Command("get a known set of scans: MSD, IXI, ADNI, COCA", "data.fetch:FetchConfig", fetch),
     "prepare": Command("scans to a dataset", PrepareOptions, prepare),
     "train2d": Command("train a 2D GAN on the slices of a dataset", TRAINING, lambda options: train(options, 2)),
     "inflate": Command("make a 3D GAN of a 2D one", InflateOptions, inflate),

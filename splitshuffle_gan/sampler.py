@@ -1,5 +1,6 @@
-"""From a generator and seeds to volumes, in memory and as NIfTI files."""
+"""From a generator and seeds to volumes, in memory and as NIfTI and DICOM files."""
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from tqdm import tqdm
 from splitshuffle_gan import __version__
 from splitshuffle_gan.checkpoint import find_checkpoint
 from splitshuffle_gan.data.nifti import read_nifti, write_nifti
+from splitshuffle_gan.data.place import Target, place, read_target, write_placed
 from splitshuffle_gan.devices import use_all_cores, wants_cpu
 from splitshuffle_gan.errors import UserError
 from splitshuffle_gan.models.generator import Generator
@@ -22,7 +24,7 @@ from splitshuffle_gan.montage import save_montage
 from splitshuffle_gan.output import refuse_existing, whole_folder, write_json
 from splitshuffle_gan.volume import IntensityMap, Volume
 
-MONTAGE_VOLUMES = 16
+MONTAGE_VOLUMES, MONTAGE_SIDE = 16, 256  # larger volumes are thinned out before they are drawn
 MIN_WHOLE_RANGE = 256  # source units; below it rounding to whole numbers would show
 DESCRIPTION = "synthetic volume, splitshuffle_gan"
 
@@ -86,6 +88,9 @@ class SampleConfig:
         interpolate: two seeds, to walk between in w.
         steps: volumes of that walk, both ends included.
         noise_mode: const repeats a volume exactly; none is smoother; random draws new fine detail (from the seed).
+        like: a NIfTI scan on whose grid the volumes are put; see `splitshuffle_gan.data.place.place`.
+        dicom: write each volume as a DICOM series too; see `splitshuffle_gan.data.dicom_out`.
+        modality: of that series, "CT" or "MR"; default CT where intensities are a window that can be HU, else MR.
         overwrite: replace the samples in `out`.
     """
 
@@ -98,6 +103,9 @@ class SampleConfig:
     interpolate: tuple[int, int] | None = None
     steps: int = 8
     noise_mode: str = "const"
+    like: Path | None = None
+    dicom: bool = False
+    modality: str | None = None
     overwrite: bool = False
 
     def __post_init__(self) -> None:
@@ -113,23 +121,32 @@ class SampleConfig:
             raise UserError("style_mix and interpolate: both given; choose one")
         if self.noise_mode not in ("random", "const", "none"):
             raise UserError(f"noise_mode: found {self.noise_mode!r}, must be 'random', 'const' or 'none'")
+        if self.modality is not None and (self.modality not in ("CT", "MR") or not self.dicom):
+            raise UserError(f"modality: found {self.modality!r}, must be 'CT' or 'MR', and goes with dicom")
 
 
 def write_samples(config: SampleConfig) -> Path:
     """Draw volumes and write `*.nii.gz`, `montage.png` and `samples.json` into the folder `config.out`.
 
     Each file has the training set's spacing and an RAS affine, and intensities in its units, as `stored_type` says:
-    int16 for HU, float32 for percentiles. Under a launcher the volumes are shared out among the processes.
+    int16 for HU, float32 for percentiles; with `like`, grid, place on disk and range of percentiles are that scan's.
+    With `dicom`, the series of `seed0000.nii.gz` is in the folder `seed0000.dicom`.
+    Under a launcher the volumes are shared out among the processes.
 
     Raises:
-        UserError: no such checkpoint, one without geometry or without volumes, an `out` that exists.
+        UserError: no such checkpoint, one without geometry or without volumes, an `out` that exists, a `like` that
+            cannot be read, a series that cannot be written as DICOM.
     """
     state = PartialState(cpu=wants_cpu())
     use_all_cores(state)
-    refuse_existing(config.out, config.overwrite, mark="samples.json", keep=(Path(config.checkpoint),))
+    sources = (Path(config.checkpoint), *([config.like] if config.like else []))
+    refuse_existing(config.out, config.overwrite, mark="samples.json", keep=sources)
     path = find_checkpoint(config.checkpoint, "generator")
     generator = Generator.from_pretrained(path).to(state.device)
     check_volumes(generator, path)
+    target = read_target(config.like, generator.geometry) if config.like else None
+    geometry = target.geometry if target else generator.geometry
+    series = _series(config, generator, path, target) if config.dicom else None
     jobs = _jobs(generator, config)
     with ExitStack() as stack:
         building = [str(stack.enter_context(whole_folder(config.out))) if state.is_main_process else ""]
@@ -141,12 +158,16 @@ def write_samples(config: SampleConfig) -> Path:
             image = draw(generator, styles(), config.noise_mode)
             if not np.isfinite(image).all():
                 raise UserError(f"{path}: {name} has voxels that are NaN; its weights are broken, take another")
-            volume = to_volume(image, generator.geometry)
-            write_nifti(volume, folder / f"{name}.nii.gz", stored_type(generator.geometry["intensity"]), DESCRIPTION)
+            if target:
+                volume = place(image, generator.geometry["spacing"], target)
+            else:
+                volume = to_volume(image, generator.geometry)
+            _write(volume, folder, name, geometry, target, series)
         state.wait_for_everyone()
         if state.is_main_process:
-            _picture(folder, list(jobs), generator.geometry, config)
-            write_json(folder / "samples.json", _record(config, path, generator, list(jobs)))
+            _picture(folder, list(jobs), geometry, config)
+            record = _record(config, path, generator, list(jobs))
+            write_json(folder / "samples.json", record | _whereabouts(geometry, target, series, list(jobs)))
     state.wait_for_everyone()
     return config.out
 
@@ -196,13 +217,55 @@ def _jobs(generator: Generator, config: SampleConfig) -> dict[str, Callable[[], 
     return {f"seed{seed:04d}": lambda seed=seed: styles(seed) for seed in config.seeds}
 
 
+def _series(config: SampleConfig, generator: Generator, path: str, target: Target | None) -> dict:
+    """What all DICOM series of these samples share: arguments of `write_dicom`."""
+    from splitshuffle_gan.data.dicom_out import right_angled
+
+    geometry = target.geometry if target else generator.geometry
+    intensity = geometry["intensity"]
+    hounsfield = stored_type(intensity) is np.int16
+    if config.modality == "CT" and not hounsfield:
+        found = f"{intensity['kind']} {intensity['low']:g}..{intensity['high']:g}"
+        raise UserError(f"modality: CT needs a window in HU, but {path} has {found}; take MR")
+    source, shape = (str(target.path), target.shape) if target else (path, generator.config.shape)
+    right_angled(np.asarray(geometry["affine"]), shape, source)  # before an hour of sampling rather than after
+    weights = hashlib.sha256()
+    for key, value in sorted(generator.state_dict().items()):
+        weights.update(key.encode() + value.cpu().numpy().tobytes())
+    return {
+        "modality": config.modality or ("CT" if hounsfield else "MR"),
+        "description": DESCRIPTION,
+        "uid_seed": weights.hexdigest(),
+        "bounds": (intensity["low"], intensity["high"]),
+        "derivation": "Drawn by a generative network; shows no patient. "
+        f"splitshuffle_gan {__version__}, weights sha256 {weights.hexdigest()}.",
+    }
+
+
+def _write(volume: Volume, folder: Path, name: str, geometry: dict, target: Target | None, series: dict | None) -> None:
+    """One sample, as NIfTI and, where `series` is given, as DICOM."""
+    path, kind = folder / f"{name}.nii.gz", stored_type(geometry["intensity"])
+    if target:
+        write_placed(volume, target, path, kind, DESCRIPTION)
+    else:
+        write_nifti(volume, path, kind, DESCRIPTION)
+    if series:
+        from splitshuffle_gan.data.dicom_out import write_dicom  # only where it is wanted
+
+        write_dicom(volume, folder / f"{name}.dicom", name=name, **series)
+
+
 def _picture(folder: Path, names: list[str], geometry: dict, config: SampleConfig) -> None:
     names = names[:MONTAGE_VOLUMES]
-    volumes = [read_nifti(folder / f"{name}.nii.gz", geometry["plane"]) for name in names]
+    volumes, step = [], 1
+    for name in names:
+        array = read_nifti(folder / f"{name}.nii.gz", geometry["plane"]).array[0]
+        step = -(-max(array.shape) // MONTAGE_SIDE)
+        volumes.append(np.ascontiguousarray(array[::step, ::step, ::step]))
     save_montage(
-        [volume.array[0] for volume in volumes],
+        volumes,
         folder / "montage.png",
-        spacing=geometry["spacing"],
+        spacing=[length * step for length in geometry["spacing"]],
         low=geometry["intensity"]["low"],
         high=geometry["intensity"]["high"],
         titles=names,
@@ -217,7 +280,6 @@ def _record(config: SampleConfig, path: str, generator: Generator, names: list[s
         "torch": torch.__version__,
         "checkpoint": path,
         "generator": generator.config.to_dict(),
-        "geometry": generator.geometry,
         "truncation_psi": config.truncation_psi,
         "noise_mode": config.noise_mode,
         "style_mix": config.style_mix,
@@ -225,4 +287,13 @@ def _record(config: SampleConfig, path: str, generator: Generator, names: list[s
         "interpolate": config.interpolate,
         "files": [f"{name}.nii.gz" for name in names],
         "synthetic": True,
+    }
+
+
+def _whereabouts(geometry: dict, target: Target | None, series: dict | None, names: list[str]) -> dict:
+    """Grid and units of the files, and where these come from."""
+    return {
+        "geometry": geometry,
+        "like": {"path": str(target.path), "sha256": target.sha256, "shape": target.shape} if target else None,
+        "dicom": {**series, "folders": [f"{name}.dicom" for name in names]} if series else None,
     }

@@ -1,18 +1,18 @@
 """A prepared dataset, opened: its array, its geometry, and torch datasets of its volumes or of their slices."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from splitshuffle_gan.data.prepare import FORMAT, VERSION
+from splitshuffle_gan.data.manifest import FORMAT, VERSION
+from splitshuffle_gan.data.store import REMEDY, Rows, Shards, open_rows
 from splitshuffle_gan.errors import UserError
 from splitshuffle_gan.volume import PLANES, check_geometry, grid_affine, grid_centre
 
-REMEDY = "prepare the dataset again"
 FIELDS = {
     "shape": list,
     "spacing": list,
@@ -27,11 +27,15 @@ FIELDS = {
 
 @dataclass(frozen=True)
 class PreparedDataset:
-    """What `prepare` wrote: the manifest, and the volumes, memory-mapped, float32 `[N, 1, D, H, W]` in [-1, 1]."""
+    """What `prepare` wrote: the manifest, and the volumes, memory-mapped, float32 `[N, 1, D, H, W]` in [-1, 1].
+
+    `labels`, of the same shape, are uint8; None where no label maps were given.
+    """
 
     folder: Path
     manifest: dict
-    volumes: np.memmap
+    volumes: np.memmap | Shards
+    labels: np.memmap | Shards | None = None
 
     def __reduce__(self):
         # A memory map pickles as a copy of the whole array; a data-loading process opens the folder again instead.
@@ -123,19 +127,16 @@ def open_dataset(folder: Path) -> PreparedDataset:
     Raises UserError naming the file and the field when something is missing or does not fit.
     """
     folder = Path(folder)
-    for path in (folder, folder / "manifest.json", folder / "volumes.npy"):
+    for path in (folder, folder / "manifest.json"):
         if not path.exists():
             raise UserError(f"{path} does not exist; make the dataset with `splitshuffle prepare`")
     manifest = _read_manifest(folder / "manifest.json")
-    try:
-        volumes = np.lib.format.open_memmap(folder / "volumes.npy", mode="r")
-    except (ValueError, OSError) as error:
-        raise UserError(f"{folder / 'volumes.npy'}: not a whole NumPy array ({error}); {REMEDY}") from error
-    wanted = (manifest["count"], 1, *manifest["shape"])
-    if volumes.shape != wanted or volumes.dtype != np.float32:
-        found = f"{folder / 'volumes.npy'}: holds {volumes.dtype} {volumes.shape}"
-        raise UserError(f"{found}, but manifest.json's count and shape say float32 {wanted}; {REMEDY}")
-    dataset = PreparedDataset(folder, manifest, volumes)
+    sharded = "shards" in manifest
+    counts = tuple(manifest["shards"]) if sharded else (manifest["count"],)
+    files = Rows(folder, "volumes", "float32", tuple(manifest["shape"]), counts, sharded)
+    volumes = open_rows(files)
+    labels = open_rows(replace(files, name="labels", dtype="uint8")) if "labels" in manifest else None
+    dataset = PreparedDataset(folder, manifest, volumes, labels)
     try:
         check_geometry(dataset.geometry(), str(folder / "manifest.json"))
         depths = {len(entry["slice_std"]) for entry in manifest["volumes"]}
@@ -164,4 +165,7 @@ def _read_manifest(path: Path) -> dict:
         raise UserError(f"{path}: plane is {manifest['plane']!r}; one of {', '.join(PLANES)} is wanted; {REMEDY}")
     if not manifest["count"] == len(manifest["volumes"]) > 0:
         raise UserError(f"{path}: count is {manifest['count']}, volumes lists {len(manifest['volumes'])}; {REMEDY}")
+    shards = manifest.get("shards", [manifest["count"]])
+    if not (isinstance(shards, list) and all(isinstance(n, int) for n in shards) and sum(shards) == manifest["count"]):
+        raise UserError(f"{path}: shards is {repr(shards)[:40]}, wanted counts that add up to count; {REMEDY}")
     return manifest

@@ -1,110 +1,70 @@
 """Scans to a prepared dataset, and a prepared volume back to its scan.
 
-A dataset is a folder with `volumes.npy`, float32 `[N, 1, D, H, W]` in [-1, 1], and `manifest.json`, which says how each
-volume was made, so that every step can be undone.
+A dataset is a folder with `volumes.npy`, float32 `[N, 1, D, H, W]` in [-1, 1], with labels also `labels.npy`, uint8,
+and `manifest.json`, which says how each volume was made, so that every step can be undone.
 """
 
 import hashlib
+import json
 import os
-from dataclasses import asdict, dataclass
+import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from splitshuffle_gan import __version__
-from splitshuffle_gan.data.nifti import is_nifti, read_nifti, read_spacing
+from splitshuffle_gan.data.building import build_folder, discard, forget, move_in, read_journal, record
+from splitshuffle_gan.data.manifest import make_manifest
+from splitshuffle_gan.data.nifti import is_nifti
+from splitshuffle_gan.data.recipe import DEFAULT_PERCENTILES, NATIVE, PrepareConfig
 from splitshuffle_gan.data.resample import resample
+from splitshuffle_gan.data.row import Job, fill_row
+from splitshuffle_gan.data.scan import Scan
+from splitshuffle_gan.data.store import Rows, split_rows
+from splitshuffle_gan.data.survey import Survey, say_reasons, survey
 from splitshuffle_gan.errors import UserError
-from splitshuffle_gan.output import refuse_existing, whole_folder, write_json
+from splitshuffle_gan.output import refuse_existing, write_json
 from splitshuffle_gan.parallel import parallel_map
-from splitshuffle_gan.volume import IntensityMap, Volume, plane_axes
+from splitshuffle_gan.volume import IntensityMap, Volume
 
-FORMAT = "splitshuffle-dataset"
-VERSION = 1
-DEFAULT_PERCENTILES = (0.5, 99.5)
-# A step within this of one source voxel counts as one: such scans are cut, not interpolated.
-SAME_SPACING = 1e-3
+__all__ = ["DEFAULT_PERCENTILES", "PrepareConfig", "find_scans", "prepare", "restore", "to_source_units"]
 
-
-@dataclass(frozen=True)
-class PrepareConfig:
-    """What to prepare and how. Raises UserError naming the field that makes no sense.
-
-    source: a NIfTI file, or a folder searched to any depth (names that start with a dot are passed over).
-    out: the dataset folder to make. shape: voxels (D, H, W) of every prepared volume.
-    spacing: mm (D, H, W); None takes the set's median. plane: the order of the axes, see `volume`.
-    window: (low, high) in source units, the same for every volume. percentiles: (low, high) in percent, measured on
-    each source volume; the default, 0.5 and 99.5. Give at most one of the two.
-    skip_bad: list unreadable, constant and non-finite scans in the manifest instead of stopping.
-    overwrite: replace an existing dataset. workers: processes, 0 for one per core.
-    """
-
-    source: Path
-    out: Path
-    shape: tuple[int, int, int]
-    spacing: tuple[float, float, float] | None = None
-    percentiles: tuple[float, float] | None = None
-    window: tuple[float, float] | None = None
-    plane: str = "axial"
-    skip_bad: bool = False
-    overwrite: bool = False
-    workers: int = 0
-
-    def __post_init__(self):
-        if self.window is not None and self.percentiles is not None:
-            raise UserError(f"window {self.window} and percentiles {self.percentiles}: give one of the two, not both")
-        if self.window is None and self.percentiles is None:
-            object.__setattr__(self, "percentiles", DEFAULT_PERCENTILES)
-        object.__setattr__(self, "source", Path(self.source))
-        object.__setattr__(self, "out", Path(self.out))
-        plane_axes(self.plane)
-        if len(self.shape) != 3 or not all(side >= 1 and side % 1 == 0 for side in self.shape):
-            raise UserError(f"shape: {self.shape}; three positive whole numbers D H W are wanted")
-        if self.spacing is not None and (len(self.spacing) != 3 or not all(0 < s < np.inf for s in self.spacing)):
-            raise UserError(f"spacing: {self.spacing}; three positive lengths in mm, D H W, are wanted")
-        wanted = "two numbers are wanted, the first below the second"
-        if self.window is not None:
-            if len(self.window) != 2 or not -np.inf < self.window[0] < self.window[1] < np.inf:
-                raise UserError(f"window: {self.window}; {wanted}")
-        elif len(self.percentiles) != 2 or not 0 <= self.percentiles[0] < self.percentiles[1] <= 100:
-            raise UserError(f"percentiles: {self.percentiles}; {wanted}, within 0..100")
-        if self.workers < 0:
-            raise UserError(f"workers: {self.workers}; a whole number is wanted, 0 for one process per core")
+# A run that fails with fewer finished volumes leaves nothing behind.
+WORTH_KEEPING = 100
 
 
 def prepare(config: PrepareConfig) -> Path:
     """Build the dataset folder `config.out` and return its path.
 
-    Each scan is brought to RAS+, resampled linearly along its own axes (an oblique scan keeps its direction), cropped
-    or padded about its middle with its lower intensity bound, and mapped to [-1, 1]. A scan that has the wanted spacing
-    is cut at whole voxels, without interpolation. The folder appears complete or not at all.
+    Each scan is brought to RAS+, resampled along its own axes (an oblique scan keeps its direction), cropped or padded
+    with its lower intensity bound, and mapped to [-1, 1]. A scan that has the wanted spacing is cut at whole voxels,
+    without interpolation. One scan per process is in memory at a time.
+
+    The folder appears complete or not at all. Until then it grows in a hidden one beside it, where the same call finds
+    finished volumes again after a kill; the result is the same, byte by byte. Scans or settings that differ, but for
+    `skip_bad`, `workers` and `overwrite`, start afresh.
     Raises UserError for a source without scans, an `out` that exists, or a bad scan unless `skip_bad`.
     """
-    sources = find_scans(config.source)
     _check_out(config)
-    spacing = config.spacing or _median_spacing(sources, config.plane)
-    with whole_folder(config.out) as folder:
-        path = folder / "volumes.npy"
-        _new_array(path, len(sources), config.shape)
-        tasks = [(source, row, path, spacing, config) for row, source in enumerate(sources)]
-        good, kept_rows, skipped = [], [], []
-        outcomes = parallel_map(_prepare_one, tasks, config.workers)
-        progress = tqdm(outcomes, total=len(tasks), desc="prepare", unit="scan")
-        for row, outcome in enumerate(progress):
-            if "reason" not in outcome:
-                good.append(outcome)
-                kept_rows.append(row)
-            elif config.skip_bad:
-                skipped.append(outcome)
+    found = survey(config)
+    with build_folder(config.out, _key(config, found)) as folder:
+        try:
+            _check_out(config)  # another run may have ended while this one waited for its folder
+            job = _job(config, found, folder)
+            finished = _resume(job, found)
+            bad = _prepare_all(job, found, finished)
+            _finish(job, found, sorted(finished), bad)
+        except BaseException as error:
+            # What an interruption leaves is for the next call; what an error leaves, only if it took long.
+            done = len({line["row"] for line in read_journal(folder)})
+            if done < (WORTH_KEEPING if isinstance(error, Exception) else 1):
+                discard(folder)
             else:
-                raise UserError(f"{outcome['reason']}; nothing was written (--skip-bad leaves such scans out)")
-        if not good:
-            raise UserError(f"source: all {len(skipped)} scans of {config.source} are bad; {skipped[0]['reason']}")
-        if skipped:
-            _keep_rows(path, kept_rows)
-        manifest = _manifest(config, spacing, good, skipped)
-        write_json(folder / "manifest.json", manifest)
+                kept = f"{done} finished volumes are kept in {folder}"
+                print(f"prepare: {kept}; the same command goes on from there", file=sys.stderr)
+            raise
     return config.out
 
 
@@ -152,133 +112,108 @@ def to_source_units(array: np.ndarray, entry: dict) -> np.ndarray:
     return IntensityMap(**entry["intensity"]).from_unit(array)
 
 
-def _prepare_one(task: tuple) -> dict:
-    """Write one scan's row; its manifest entry, or {"source", "reason"} when the scan is bad."""
-    path, row, array_path, spacing, config = task
-    name = path.name if path == config.source else path.relative_to(config.source).as_posix()
-    try:
-        volume = read_nifti(path, config.plane)
-        bounds = _intensity(volume.array, config, path)
-    except UserError as error:
-        return {"source": name, "reason": str(error)}
-    step, offset = _fit(volume, config.shape, spacing)
-    placed = bounds.to_unit(resample(volume.array[0], step, offset, config.shape, bounds.low))
-    if placed.min() == placed.max():
-        reason = f"{path}: nothing but one value, {placed.min():g}, is left after the crop to {config.shape}"
-        return {"source": name, "reason": f"{reason}; choose a larger shape or spacing, or remove the file"}
-    np.load(array_path, mmap_mode="r+")[row, 0] = placed
-    to_source = np.diag([*step, 1.0])
-    to_source[:3, 3] = offset
-    return {
-        "source": name,
-        "sha256": _sha256(path),
-        "source_shape": list(volume.shape),
-        "source_affine": volume.affine.tolist(),
-        "plane": config.plane,
-        "affine": (volume.affine @ to_source).tolist(),
-        "intensity": asdict(bounds),
-        "prepared_sha256": hashlib.sha256(placed).hexdigest(),
-        # So that near-empty slices are known without reading the array.
-        "slice_std": [round(float(std), 6) for std in placed.std(axis=(1, 2))],
-    }
+def _job(config: PrepareConfig, found: Survey, folder: Path) -> Job:
+    shape = tuple(int(side) for side in config.shape)
+    counts, sharded = split_rows(len(found.scans), config.shard_size), config.shard_size is not None
+    volumes = Rows(folder / "rows", "volumes", "float32", shape, counts, sharded)
+    labels = Rows(folder / "rows", "labels", "uint8", shape, counts, sharded) if config.labels else None
+    spacing = None if config.spacing == NATIVE else found.spacing
+    return Job(config, folder, found.plane, spacing, volumes, labels)
 
 
-def _intensity(array: np.ndarray, config: PrepareConfig, path: Path) -> IntensityMap:
-    """The scan's bounds; raises UserError when its values cannot be used."""
-    finite = np.isfinite(array)
-    if not finite.all():
-        raise UserError(f"{path}: {np.count_nonzero(~finite)} voxels are NaN or infinite; repair or remove the file")
-    least, most = float(array.min()), float(array.max())
-    if least == most:
-        raise UserError(f"{path}: every voxel is {least:g}; a scan with some contrast is wanted: remove the file")
-    if config.window is None:
-        low, high = (float(bound) for bound in np.percentile(array, config.percentiles))
-        if low >= high:
-            raise UserError(f"{path}: percentiles {config.percentiles} are both {low:g}; widen them or remove the file")
-        return IntensityMap("percentiles", low, high)
-    low, high = (float(bound) for bound in config.window)
-    if most <= low or least >= high:
-        raise UserError(
-            f"{path}: values {least:g}..{most:g} are all outside the window {low:g}..{high:g}; "
-            "move the window or remove the file"
-        )
-    return IntensityMap("window", low, high)
+def _key(config: PrepareConfig, found: Survey) -> str:
+    """The same for the same scans, settings and release."""
+    settings = config.to_dict() | {"plane": found.plane, "resolved_spacing": found.spacing}
+    for field in ("out", "skip_bad", "overwrite", "workers"):
+        del settings[field]
+    settings["source"] = str(config.source.resolve())
+    names = [(scan.name, label and label.name) for scan, label in zip(found.scans, found.labels, strict=True)]
+    return hashlib.sha256(json.dumps([__version__, settings, names]).encode()).hexdigest()
 
 
-def _fit(
-    volume: Volume, shape: tuple[int, int, int], spacing: tuple[float, float, float]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Step and offset, in source voxels, of the target grid that shares the source's middle."""
-    step = np.asarray(spacing) / volume.spacing
-    same = np.abs(step - 1) < SAME_SPACING
-    step = np.where(same, 1.0, step)
-    offset = (np.asarray(volume.shape) - 1) / 2 - step * (np.asarray(shape) - 1) / 2
-    # Half a voxel off the middle is better than the blur of interpolating half-way between voxels.
-    return step, np.where(same, np.floor(offset), offset)
+def _resume(job: Job, found: Survey) -> set[int]:
+    """The rows that an earlier call finished and that still hold what they should; none of them in a fresh folder."""
+    if not all(rows.exist() for rows in job.arrays):
+        forget(job.folder)
+        for rows in job.arrays:
+            rows.create()
+        return set()
+    lines = {line["row"]: line for line in read_journal(job.folder)}
+    tasks = []
+    for row, line in sorted(lines.items()):
+        labels = line["entry"].get("labels")
+        hashes = [line["entry"]["prepared_sha256"], *([labels["prepared_sha256"]] if labels else [])]
+        tasks.append((found.scans[row], found.labels[row], row, line["stamp"], hashes, job))
+    checks = parallel_map(_is_finished, tasks, job.config.workers) if tasks else ()
+    good = tqdm(checks, total=len(tasks), desc="check", unit="volume", delay=2)
+    finished = {task[2] for task, is_good in zip(tasks, good, strict=True) if is_good}
+    print(f"prepare: goes on with {len(finished)} of {len(found.scans)} volumes done, in {job.folder}", file=sys.stderr)
+    return finished
 
 
-def _median_spacing(sources: list[Path], plane: str) -> tuple[float, float, float]:
-    """The median over the scans whose header can be read; the others are reported when their turn comes."""
-    found = []
-    for source in sources:
-        try:
-            found.append(read_spacing(source, plane))
-        except UserError:
+def _is_finished(task: tuple) -> bool:
+    scan, label, row, stamp, hashes, job = task
+    found = [hashlib.sha256(rows.read(row)).hexdigest() for rows in job.arrays]
+    return found == hashes and stamp == _stamp(scan, label)
+
+
+def _prepare_all(job: Job, found: Survey, finished: set[int]) -> list[dict]:
+    """Prepare the rows that are not finished yet, adding them to `finished`; {"source", "reason"} of the bad ones."""
+    todo = [row for row in range(len(found.scans)) if row not in finished]
+    tasks = [(found.scans[row], found.labels[row], row, job) for row in todo]
+    outcomes = parallel_map(_prepare_one, tasks, job.config.workers) if tasks else ()
+    progress = tqdm(outcomes, total=len(found.scans), initial=len(finished), desc="prepare", unit="scan")
+    bad = []
+    for row, reason in zip(todo, progress, strict=True):
+        if reason is None:
+            finished.add(row)
             continue
-    return tuple(round(float(length), 5) for length in np.median(found or [(1.0, 1.0, 1.0)], axis=0))
+        bad.append({"source": found.scans[row].name, "reason": reason})
+        if not job.config.skip_bad:
+            raise UserError(f"{say_reasons(bad)}; no dataset was written (--skip-bad leaves such scans out)")
+    return bad
 
 
-def _new_array(path: Path, count: int, shape: tuple[int, int, int]) -> np.memmap:
-    array = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(count, 1, *shape))
-    if hasattr(os, "posix_fallocate"):
-        # On a full disk this raises OSError here; a write through the map would kill the process instead.
-        with open(path, "r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-    return array
+def _prepare_one(task: tuple) -> str | None:
+    """Write one scan's row and then its line in the journal; or say what is wrong with the scan."""
+    scan, label, row, job = task
+    stamp = _stamp(scan, label)
+    try:
+        entry = fill_row(scan, label, row, job)
+    except UserError as error:
+        return str(error)
+    except MemoryError:
+        return f"{scan.name}: too large for the memory of this machine; remove it, or use fewer workers"
+    record(job.folder, {"row": row, "stamp": stamp, "entry": entry})
+    return None
 
 
-def _keep_rows(path: Path, rows: list[int]) -> None:
-    """Rewrite the array with these rows only."""
-    everything = np.load(path, mmap_mode="r")
-    kept = _new_array(path.with_name("kept.npy"), len(rows), everything.shape[2:])
-    for target, row in enumerate(rows):
-        kept[target] = everything[row]
-    kept.flush()
-    os.replace(kept.filename, path)
+def _finish(job: Job, found: Survey, rows: list[int], bad: list[dict]) -> None:
+    """Put the dataset of these rows in its place."""
+    bad = sorted([*found.bad, *bad], key=lambda entry: entry["source"])
+    if not rows:
+        raise UserError(f"source: all {len(bad)} scans of {job.config.source} are bad; {bad[0]['reason']}")
+    wanted = set(rows)
+    entries = {line["row"]: line["entry"] for line in read_journal(job.folder) if line["row"] in wanted}
+    if len(entries) < len(rows):
+        lost = len(rows) - len(entries)
+        raise UserError(f"out: {lost} lines of {job.folder}'s journal were lost; run the same command again")
+    ready = job.folder / "dataset"
+    shutil.rmtree(ready, ignore_errors=True)
+    kept = [array.keep(rows, ready) for array in job.arrays]
+    shards = list(kept[0].counts) if kept[0].sharded else None
+    manifest = make_manifest(job.config, found, [entries[row] for row in rows], bad, shards)
+    write_json(ready / "manifest.json", manifest)
+    move_in(job.folder, ready, job.config.out)
 
 
-def _manifest(
-    config: PrepareConfig, spacing: tuple[float, float, float], volumes: list[dict], skipped: list[dict]
-) -> dict:
-    if config.window is not None:
-        intensity = {"mode": "window", "low": float(config.window[0]), "high": float(config.window[1])}
-    else:
-        low, high = np.median([[v["intensity"]["low"], v["intensity"]["high"]] for v in volumes], axis=0).tolist()
-        intensity = {"mode": "percentiles", "percentiles": config.percentiles, "source_low": low, "source_high": high}
-    return {
-        "format": FORMAT,
-        "version": VERSION,
-        "shape": [int(side) for side in config.shape],
-        "spacing": [float(length) for length in spacing],
-        "plane": config.plane,
-        "intensity": intensity,
-        "count": len(volumes),
-        # Of the prepared volumes' own hashes, in order.
-        "data_hash": hashlib.sha256("".join(v["prepared_sha256"] for v in volumes).encode()).hexdigest(),
-        "created_with": {
-            "splitshuffle_gan": __version__,
-            "config": asdict(config) | {"source": str(config.source), "out": str(config.out)},
-        },
-        "volumes": volumes,
-        "skipped": skipped,
-    }
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def _stamp(scan: Scan, label: Scan | None) -> str:
+    """Changes when a file of the scan or of its label map does."""
+    states = [path.stat() for path in (*scan.paths, *(label.paths if label else ())) if path.exists()]
+    return hashlib.sha256(json.dumps([(s.st_size, s.st_mtime_ns) for s in states]).encode()).hexdigest()[:16]
 
 
 def _check_out(config: PrepareConfig) -> None:
     """Refuse to write over anything but, when asked to, an earlier dataset that does not hold the source."""
-    out = config.out
-    refuse_existing(out, config.overwrite, mark="manifest.json", keep=(config.source,))
+    keep = (config.source, config.labels) if config.labels else (config.source,)
+    refuse_existing(config.out, config.overwrite, mark="manifest.json", keep=keep)

@@ -1,13 +1,16 @@
 """NIfTI in and out, checked against files that nibabel alone wrote or read."""
 
+import gzip
 import struct
 
 import nibabel as nib
 import numpy as np
 import pytest
 
-from splitshuffle_gan.data.nifti import read_nifti, read_spacing, write_nifti
+from splitshuffle_gan.data.nifti import NiftiScan, nifti_scans, read_nifti, read_spacing, with_voxels, write_nifti
+from splitshuffle_gan.data.nifti_header import SYNTHETIC
 from splitshuffle_gan.errors import UserError
+from splitshuffle_gan.sampler import DESCRIPTION
 from splitshuffle_gan.volume import PLANES, Volume, grid_affine
 
 SHAPE = (5, 6, 7)
@@ -199,3 +202,97 @@ def test_the_headers_unit_of_length_counts(tmp_path, unit, mm):
     image.header.set_xyzt_units(unit)
     nib.save(image, tmp_path / "scan.nii.gz")
     np.testing.assert_allclose(read_nifti(tmp_path / "scan.nii.gz").spacing, np.array([5, 3, 2]) * mm)
+
+
+@pytest.mark.parametrize("axes", ["RAS", "LPS", "PIR"])
+@pytest.mark.parametrize("name", ["scan.nii.gz", "scan.hdr", "scan.mgz"])
+def test_the_header_says_what_reading_gives(tmp_path, axes, name):
+    scan(tmp_path / "first.nii", axes, 20)
+    image = nib.load(tmp_path / "first.nii")
+    kind = {"scan.hdr": nib.Nifti1Pair, "scan.mgz": nib.MGHImage}.get(name, nib.Nifti1Image)
+    kind(np.asarray(image.dataobj), image.affine).to_filename(tmp_path / name)
+    found = NiftiScan(name, with_voxels(tmp_path / name))
+    header, volume = found.header(), found.read()
+    assert header.shape == SHAPE == volume.shape[::-1]
+    assert (header.dtype, header.orientation, header.remarks, header.personal) == ("int16", axes, (), ())
+    np.testing.assert_array_equal(header.affine[:, [2, 1, 0, 3]], volume.affine)
+    assert header.spacing("axial") == volume.spacing
+
+
+def test_mgh_without_a_place_is_read_with_a_remark(tmp_path):
+    path = tmp_path / "scan.mgh"
+    nib.MGHImage(np.ones(SHAPE, np.float32), np.eye(4)).to_filename(path)
+    content = bytearray(path.read_bytes())
+    content[28:30] = bytes(2)  # goodRASFlag
+    path.write_bytes(content)
+    (remark,) = NiftiScan("scan.mgh", (path,)).header().remarks
+    assert "goodRASFlag" in remark
+
+
+def test_fields_that_may_hold_personal_data_are_named_never_quoted(tmp_path):
+    image = nib.Nifti1Image(np.ones(SHAPE, np.float32), np.eye(4))
+    image.header["descrip"], image.header["aux_file"] = b"Jane Doe", b"\0hidden"
+    image.header["intent_name"] = b" "
+    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"Jane Doe"))
+    nib.save(image, tmp_path / "scan.nii.gz")
+    header = NiftiScan("scan.nii.gz", (tmp_path / "scan.nii.gz",)).header()
+    assert header.personal == ("descrip", "aux_file", "extension 6")
+    assert "Jane" not in repr(header)
+
+
+def test_our_own_samples_hold_nothing_personal(tmp_path):
+    path = write_nifti(Volume(np.ones((1, 2, 2, 2)), np.eye(4)), tmp_path / "sample.nii.gz", description=DESCRIPTION)
+    assert DESCRIPTION == SYNTHETIC
+    assert NiftiScan("sample", (path,)).header().personal == ()
+
+
+def test_forms_that_differ_by_rounding_are_no_remark(tmp_path):
+    image = nib.Nifti1Image(np.ones((64, 64, 64), np.float32), np.eye(4))
+    form = np.eye(4)
+    for shift, remarked in ((0.09, False), (0.2, True)):
+        form[0, 3] = shift
+        image.set_sform(np.eye(4), 1)
+        image.set_qform(form, 1, update_affine=False)
+        nib.save(image, tmp_path / "scan.nii.gz")
+        remarks = NiftiScan("scan", (tmp_path / "scan.nii.gz",)).header().remarks
+        assert bool(remarks) == remarked
+    assert "0.2 mm" in remarks[0]
+
+
+@pytest.mark.parametrize("name", ["bad.mgh", "bad.hdr"])
+def test_damage_to_other_formats_is_a_user_error_or_harmless(tmp_path, name):
+    rng = np.random.default_rng(1)
+    path = tmp_path / name
+    kind = nib.MGHImage if name.endswith("mgh") else nib.Nifti1Pair
+    kind(rng.normal(size=(4, 4, 4)).astype(np.float32), np.eye(4)).to_filename(path)
+    content, refused = path.read_bytes(), 0
+    for _ in range(300):
+        broken = bytearray(content)
+        broken[rng.integers(90 if name.endswith("mgh") else 348)] = rng.integers(256)
+        path.write_bytes(broken)
+        try:
+            found = NiftiScan(name, with_voxels(path))
+            found.header(), found.read()
+        except UserError:
+            refused += 1
+    assert refused > 10
+
+
+def test_no_log_of_nibabels_reaches_the_user(tmp_path, capfd):
+    path = tmp_path / "scan.nii"
+    nib.save(nib.Nifti1Image(np.ones(SHAPE, np.float32), np.eye(4)), path)
+    content = bytearray(path.read_bytes())
+    content[80:84] = struct.pack("<f", -1)  # pixdim[1]
+    path.write_bytes(content)
+    NiftiScan("scan", (path,)).header()
+    assert capfd.readouterr().err == ""
+
+
+def test_a_damaged_shape_does_not_exhaust_the_memory(tmp_path):
+    path = tmp_path / "scan.nii.gz"
+    nib.save(nib.Nifti1Image(np.ones(SHAPE, np.float32), np.eye(4)), path)
+    content = bytearray(gzip.decompress(path.read_bytes()))
+    content[40:50] = struct.pack("<5h", 4, 32767, 32767, 32767, 32767)
+    path.write_bytes(gzip.compress(content))
+    with pytest.raises(UserError, match="scan.nii.gz.*at most"):
+        nifti_scans(path, "scan", "all")

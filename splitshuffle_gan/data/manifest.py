@@ -1,0 +1,50 @@
+"""The record of a prepared dataset: written by `prepare`, read by `open_dataset`."""
+
+import hashlib
+
+import numpy as np
+
+from splitshuffle_gan import __version__
+from splitshuffle_gan.data.recipe import PrepareConfig
+from splitshuffle_gan.data.survey import Survey
+
+FORMAT = "splitshuffle-dataset"
+VERSION = 1
+
+
+def make_manifest(
+    config: PrepareConfig, found: Survey, volumes: list[dict], skipped: list[dict], shards: list[int] | None
+) -> dict:
+    """Plain JSON, and the same for the same scans and settings.
+
+    `volumes` are the entries of the rows, in order; `skipped` lists {"source", "reason"}; `shards` the rows of each
+    array file, None for one file of all.
+    """
+    if config.window is not None:
+        intensity = {"mode": "window", "low": float(config.window[0]), "high": float(config.window[1])}
+    else:
+        low, high = np.median([[v["intensity"]["low"], v["intensity"]["high"]] for v in volumes], axis=0).tolist()
+        intensity = {"mode": "percentiles", "percentiles": config.percentiles, "source_low": low, "source_high": high}
+    manifest = {
+        "format": FORMAT,
+        "version": VERSION,
+        "shape": [int(side) for side in config.shape],
+        "spacing": [float(length) for length in found.spacing],
+        "plane": found.plane,
+        "intensity": intensity,
+        "count": len(volumes),
+        # Of the prepared volumes' own hashes, in order.
+        "data_hash": _hash_of(volumes),
+        "created_with": {"splitshuffle_gan": __version__, "config": config.to_dict()},
+    }
+    if shards is not None:
+        manifest["shards"] = shards
+    if config.labels is not None:
+        entries = [entry["labels"] for entry in volumes]
+        values = sorted({value for entry in entries for value in entry["values"]})
+        manifest["labels"] = {"values": values, "resample": config.label_resample, "data_hash": _hash_of(entries)}
+    return manifest | {"volumes": volumes, "skipped": skipped}
+
+
+def _hash_of(entries: list[dict]) -> str:
+    return hashlib.sha256("".join(entry["prepared_sha256"] for entry in entries).encode()).hexdigest()
