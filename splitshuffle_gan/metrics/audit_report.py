@@ -43,8 +43,8 @@ def verdict(report: dict) -> dict:
     for name, found in leaning.items():
         text.append(
             f"As a whole, the generated volumes lie nearer to the training volumes than to unseen ones: in {name} "
-            f"space the nearest is {found['ratio']:.2f} times as far (p = {found['p']:.3g}). The generator leans on "
-            "the subjects it was trained on."
+            f"space the nearest is {found['ratio']:.2f} times as far (p = {found['p']:.3g}). That is a sign that "
+            "the generator leans on its training subjects; chance alone gives it in one of a hundred clean audits."
         )
     if not leaning:
         text.append("As a whole they are no nearer to the training volumes than to unseen ones, beyond chance.")

@@ -193,7 +193,7 @@ def measure(
         "generated": _side(generated, n, hash_of(made_hashes)),
         "real": {**_side(real, n, hash_of(truth_hashes)), "reference_split": settings.reference_split},
         "metrics": rows,
-        "notes": _notes(extractor, plane_extractor, n, len(real)),
+        "notes": _notes(extractor, plane_extractor, n, generated, real),
         "environment": _environment(),
         "seconds": round(time.time() - started, 2),
     }
@@ -256,8 +256,16 @@ def _side(volumes: VolumeSet, n: int, data_hash: str) -> dict:
     return {**sides, **volumes.details}
 
 
-def _notes(extractor: Extractor, plane_extractor: Extractor | None, n: int, real_count: int) -> list[str]:
+def _notes(
+    extractor: Extractor, plane_extractor: Extractor | None, n: int, generated: VolumeSet, real: VolumeSet
+) -> list[str]:
     notes = [f"{used.name}: {used.note}" for used in (extractor, plane_extractor) if used is not None and used.note]
+    real_count = len(real)
+    if generated.details.get("trained_on") and generated.details["trained_on"] == real.details.get("dataset_hash"):
+        notes.append(
+            "The real volumes are those the generator was trained on. A generator that repeats them scores well: "
+            "compare with volumes that were held out of training, and run `splitshuffle audit`."
+        )
     if n > real_count // 2:
         notes.append(
             f"There are {real_count} real volumes, so the floor is between halves of {real_count // 2}, fewer than the "

@@ -148,7 +148,7 @@ def test_samples_are_mapped_back_to_what_was_drawn(generator, tmp_path, name, ge
         geometry["affine"] = [[0, 0, 1.5, 7], [2.0, 0, 0, 8], [0, 1.0, 0, 9], [0, 0, 0, 1]]
     folder = generator(**geometry)
     volumes = open_volumes(samples_of(folder, tmp_path / "samples"))
-    assert (volumes.kind, volumes.shape, volumes.spacing) == ("nifti", SHAPE, SPACING)
+    assert (volumes.kind, volumes.shape, volumes.spacing) == ("samples", SHAPE, SPACING)
     assert volumes.plane == geometry.get("plane", "axial")
     truth = drawn(folder, range(3))
     np.testing.assert_allclose(volumes.array(), truth, rtol=0, atol=1.0001 * precision)
@@ -275,7 +275,7 @@ def test_a_damaged_record_of_samples_is_refused(generator, tmp_path):
     "arrays, message",
     [
         ([np.zeros((4, 4, 4)), np.zeros((4, 4, 5))], r"shapes \[\(4, 4, 4\), \(4, 4, 5\)\]"),
-        (np.zeros((2, 1, 4, 4, 4)), r"shapes \[\(1, 4, 4, 4\)\]"),
+        (np.zeros((2, 2, 4, 4, 4)), r"shapes \[\(2, 4, 4, 4\)\]"),
         ([np.full((4, 4, 4), 0.5), np.full((4, 4, 4), 255.0)], "volume 1 reaches 255"),
     ],
 )
@@ -367,6 +367,10 @@ def test_percentiles_are_not_held_against_what_cannot_know_them(generator, scans
     open_pair(samples_of(folder, tmp_path / "samples"), dataset)
 
 
-def test_a_generator_of_another_grid_is_refused(generator, finer):
+def test_a_generator_of_another_grid_is_refused(generator, finer, tmp_path):
+    # Scans without a record are brought to the generator's grid; a dataset cannot be.
+    with pytest.raises(UserError, match="8 x 16 x 8, .*10 x 20 x 10; .*prepare .* --shape 8 16 8 .*instead of"):
+        open_pair(generator(), finer)
+    dataset = prepare(PrepareConfig(finer, tmp_path / "dataset", (10, 20, 10), window=(0, 1000), workers=1))
     with pytest.raises(UserError, match="shape: .*8 x 16 x 8, .*10 x 20 x 10; a generator is scored against data prep"):
-        open_pair(str(generator()), finer)
+        open_pair(generator(), dataset)
