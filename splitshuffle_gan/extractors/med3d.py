@@ -5,6 +5,7 @@ all labels of their own set; only the encoder is kept.
 """
 
 import hashlib
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,6 +81,10 @@ class ExtractorConfig:
         for name in ("steps", "batch_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}: found {getattr(self, name)}, must be at least 1")
+        if not 0 < self.learning_rate < math.inf:
+            raise UserError(f"learning_rate: found {self.learning_rate}, a number above 0 is wanted")
+        if self.precision not in ("auto", "bf16", "no"):
+            raise UserError(f"precision: found {self.precision!r}, must be one of auto, bf16, no")
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,8 @@ def verdict(report: dict) -> dict:
         more = f" and {len(flagged) - 5} more" if len(flagged) > 5 else ""
         text.append(f"{len(flagged)} of {total} generated volumes look like copies: {', '.join(named)}{more}.")
         text.append("Look at the pairs before any of these volumes is shared.")
+    elif leaning:
+        text.append(f"No single one of the {total} samples could be told to be a copy.")
     else:
         text.append(f"None of the {total} samples is nearer to a training volume than a new subject could be.")
     for name, found in leaning.items():

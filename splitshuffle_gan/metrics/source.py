@@ -29,6 +29,7 @@ from splitshuffle_gan.volume import IntensityMap, check_geometry, plane_axes
 SAME_SPACING = 0.01  # relative; headers are rounded
 SEEDS_PER_RUN = 1_000_000
 SHOWN = 3
+OUTERMOST = 1 + 1e-3  # of the range [-1, 1], for rounding
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,12 @@ class VolumeSet:
         if not np.isfinite(volume).all():
             bad = np.count_nonzero(~np.isfinite(volume))
             raise UserError(f"{self.name}: {self.names[index]} has {bad} voxels that are NaN or infinite; remove it")
-        if volume.min() == volume.max():
-            raise UserError(f"{self.name}: {self.names[index]} is {volume.min():g} everywhere; remove it")
+        low, high = volume.min(), volume.max()
+        if low == high:
+            raise UserError(f"{self.name}: {self.names[index]} is {low:g} everywhere; remove it")
+        if max(-low, high) > OUTERMOST:
+            reach = f"{self.name}: {self.names[index]} reaches {max(-low, high):g}; values in [-1, 1] are wanted"
+            raise UserError(f"{reach}: prepare the set again, or remove it")
         return volume
 
     def subset(self, indices: Iterable[int]) -> "VolumeSet":
@@ -192,7 +197,7 @@ def from_arrays(
             f"{name}: shapes {sorted(shapes)[:SHOWN]}; one shape [D, H, W] or [1, D, H, W] for all is wanted"
         )
     for index, volume in enumerate(stack):
-        if np.abs(volume).max() > 1 + 1e-3:
+        if np.abs(volume).max() > OUTERMOST:
             reach = f"{name}: volume {index} reaches {np.abs(volume).max():g}; values in [-1, 1] are wanted"
             raise UserError(f"{reach}: clamp a generator's output, as `sampler.draw` does, or map intensities first")
     names = tuple(f"volume {index}" for index in range(len(stack)))
@@ -333,6 +338,8 @@ def _from_nifti(folder: Path, frame: tuple[str, IntensityRule], record: dict | N
 def _from_checkpoint(path: str | Path, count: int, truncation_psi: float, seed: int) -> VolumeSet:
     if not isinstance(path, str) and not Path(path).exists():
         raise UserError(f"{path}: no such file or folder")
+    if not math.isfinite(truncation_psi):
+        raise UserError(f"truncation_psi: found {truncation_psi}, a finite number is wanted, such as 0.7")
     found = find_checkpoint(path, "generator")
     generator = Generator.from_pretrained(found).to(PartialState(cpu=wants_cpu()).device)
     check_volumes(generator, found)

@@ -177,6 +177,12 @@ def test_a_checkpoint_draws_what_sampling_draws(generator, tiny_dataset):
     assert few.details == {"checkpoint": str(folder), "truncation_psi": 0.5, "seeds": [3_000_000, 3_000_001]}
 
 
+@pytest.mark.parametrize("truncation_psi", [np.nan, np.inf])
+def test_a_truncation_that_is_not_finite_is_refused(generator, tiny_dataset, truncation_psi):
+    with pytest.raises(UserError, match="truncation_psi: found .*, a finite number is wanted"):
+        open_pair(str(generator()), tiny_dataset, truncation_psi=truncation_psi)
+
+
 def test_arrays_are_taken_as_they_are():
     array = np.random.default_rng(0).uniform(-1, 1, (3, 4, 5, 6)).astype(np.float32)
     volumes = from_arrays(array, (3.0, 2.0, 1.0), "sagittal", "mine")
@@ -226,13 +232,20 @@ def test_constant_scans_are_named(scans, tiny_dataset, tmp_path, against):
         made[2]
 
 
-@pytest.mark.parametrize("value, message", [(np.nan, "1 voxels that are NaN or infinite"), (0.5, "is 0.5 everywhere")])
+@pytest.mark.parametrize(
+    "value, message",
+    [
+        (np.nan, "1 voxels that are NaN or infinite"),
+        (0.5, "is 0.5 everywhere"),
+        (-3.0, "reaches 3; values in .* are wanted: prepare the set again, or"),
+    ],
+)
 def test_bad_volumes_of_a_dataset_are_named(tiny_dataset, tmp_path, value, message):
     shutil.copytree(tiny_dataset, tmp_path / "bad")
     array = np.load(tmp_path / "bad" / "volumes.npy")
-    array[(5, 0, 0, 0, 0) if np.isnan(value) else 5] = value
+    array[5 if value == 0.5 else (5, 0, 0, 0, 0)] = value
     np.save(tmp_path / "bad" / "volumes.npy", array)
-    with pytest.raises(UserError, match=f"bad: 5.nii.gz.*{message}; remove it"):
+    with pytest.raises(UserError, match=f"bad: 5.nii.gz.*{message}[;,]? remove it"):
         open_volumes(tmp_path / "bad")[5]
 
 
