@@ -1,4 +1,4 @@
-"""Score synthetic volumes: `accelerate launch score.py --generated DIR --real DATASET --out card.json`."""
+"""Score synthetic volumes: `accelerate launch evaluate/score.py --generated DIR --real DATASET --out CARD`."""
 
 from splitshuffle_gan.cli import main
 

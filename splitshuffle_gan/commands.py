@@ -287,13 +287,13 @@ def score(options: Any) -> None:
     """Run `splitshuffle score`."""
     from accelerate import PartialState
 
-    from splitshuffle_gan.metrics.report import markdown
+    from splitshuffle_gan.metrics.report import brief
     from splitshuffle_gan.metrics.score import score
 
     card = score(options)
     if PartialState().is_main_process:
-        print(markdown(card))
-        print(f"\nthe same in {options.out} and {options.out.with_suffix('.md')}")
+        print(brief(card))
+        print(f"the whole card: {options.out.with_suffix('.md')}, as JSON {options.out}, as a picture beside them")
     PartialState().destroy_process_group()
 
 
@@ -336,7 +336,8 @@ def extractor(options: Any) -> None:
     out = train_extractor(options)
     for name, found in json.loads((out / "training.json").read_text())["sets"].items():
         print(f"{name:14s} Dice {found['held_out_dice']:.3f} on {found['held_out']} held-out volumes")
-    print(f"extractor in {out}")
+    option = "" if options.rank == 3 else "plane-"
+    print(f"extractor in {out}; use it with --{option}extractor med{options.rank}d-mini --{option}weights {out}")
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:

@@ -17,7 +17,7 @@ def wants_cpu() -> bool:
 
 
 def resolve_precision(mixed_precision: str) -> str:
-    """"auto" becomes "bf16" where the hardware computes in it, else "no"."""
+    """ "auto" becomes "bf16" where the hardware computes in it, else "no"."""
     if mixed_precision != "auto":
         return mixed_precision
     fast = torch.ops.mkldnn._is_mkldnn_bf16_supported() if wants_cpu() else torch.cuda.is_bf16_supported()

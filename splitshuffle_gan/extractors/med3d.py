@@ -5,6 +5,7 @@ all labels of their own set; only the encoder is kept.
 """
 
 import hashlib
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,6 +81,10 @@ class ExtractorConfig:
         for name in ("steps", "batch_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}: found {getattr(self, name)}, must be at least 1")
+        if not 0 < self.learning_rate < math.inf:
+            raise UserError(f"learning_rate: found {self.learning_rate}, a number above 0 is wanted")
+        if self.precision not in ("auto", "bf16", "no"):
+            raise UserError(f"precision: found {self.precision!r}, must be one of auto, bf16, no")
 
 
 @dataclass(frozen=True)
@@ -227,6 +232,8 @@ def order_by_hash(names: list[str]) -> list[str]:
 
 
 def _open_sets(config: ExtractorConfig) -> list[LabelledSet]:
+    for folder in config.labelled:  # before a minute of phantoms
+        _check_labelled(Path(folder))
     sets = [_phantom_set(kind, config) for kind in LABELS if config.phantoms]
     sets += [_folder_set(Path(folder), config) for folder in config.labelled]
     names = [entry.name for entry in sets]
@@ -249,10 +256,13 @@ def _one_phantom(task: tuple[str, int, int, list | None]) -> tuple[np.ndarray, n
     return _to_unit(phantom.image, window, f"{kind} phantom {seed}"), phantom.label
 
 
-def _folder_set(folder: Path, config: ExtractorConfig) -> LabelledSet:
+def _check_labelled(folder: Path) -> None:
     for part in ("images", "labels"):
         if not (folder / part).is_dir():
             raise UserError(f"{folder}: has no {part}/; a labelled set is a folder with images/ and labels/")
+
+
+def _folder_set(folder: Path, config: ExtractorConfig) -> LabelledSet:
     paths = {path.name: path for path in find_scans(folder / "images")}
     images, labels = [], []
     for name in tqdm(order_by_hash(list(paths)), desc=folder.name, unit="scan"):

@@ -15,12 +15,22 @@ from splitshuffle_gan.errors import UserError
 from splitshuffle_gan.extractors.catalogue import Extractor, default_extractor, open_extractor
 from splitshuffle_gan.metrics.audit_report import LIMITS, render, save_pairs, verdict
 from splitshuffle_gan.metrics.features import extract, shared_folder, store
-from splitshuffle_gan.metrics.memorisation import ALPHA, FLIPS, MIN_REAL, compare, copies, signatures, tendency
+from splitshuffle_gan.metrics.memorisation import (
+    ALPHA,
+    FLIPS,
+    MIN_REAL,
+    SMALLEST,
+    compare,
+    copies,
+    signatures,
+    tendency,
+)
 from splitshuffle_gan.metrics.source import SAME_SPACING, IntensityRule, VolumeSet, hash_of, open_pair, open_volumes
 from splitshuffle_gan.output import refuse_existing, whole_folder, write_json
 from splitshuffle_gan.volume import plane_axes
 
 FORMAT, VERSION = "splitshuffle-audit", 1
+MOST_LEAKED = 0.1  # of the held-out volumes; a few repeats hide no copies and are reported
 
 
 @dataclass(frozen=True)
@@ -54,7 +64,7 @@ def audit(
     features_of: volumes -> features `[n, d]`; called for each set as it is and mirrored left to right. Without it only
     voxels are compared. plane: of the volumes, which tells left from right. seed: of the permutations.
     Raises UserError for fewer than MIN_REAL training or held-out volumes, none generated, shapes that differ, and
-    volumes that are constant or not finite.
+    volumes that are constant or not finite, and when more than a tenth of `held_out` is in `train`.
     """
     sets = {"generated": generated, "train": train, "held-out": held_out}
     _check_sets(sets)
@@ -64,6 +74,12 @@ def audit(
         mirrors = ((), (plane_axes(plane).index(0),))
         views = [[features_of(_Flipped(volumes, axes)) for axes in mirrors] for volumes in sets.values()]
         spaces["feature"] = (compare(*_standardised(views)), mirrors)
+    leaked = int((spaces["voxel"][0].held_train.min(1) <= 2 * SMALLEST).sum())
+    if leaked > MOST_LEAKED * len(held_out):
+        raise UserError(
+            f"held-out: {leaked} of its {len(held_out)} volumes are in the training set as well, so nothing can be "
+            "told from it; leave them out, or hold out other subjects"
+        )
     rng = np.random.default_rng(seed)
     report = {"spaces": {}, "samples": [{"index": index, "flagged": False} for index in range(len(generated))]}
     for name, (space, flips) in spaces.items():

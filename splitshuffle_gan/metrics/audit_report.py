@@ -38,13 +38,15 @@ def verdict(report: dict) -> dict:
         more = f" and {len(flagged) - 5} more" if len(flagged) > 5 else ""
         text.append(f"{len(flagged)} of {total} generated volumes look like copies: {', '.join(named)}{more}.")
         text.append("Look at the pairs before any of these volumes is shared.")
+    elif leaning:
+        text.append(f"No single one of the {total} samples could be told to be a copy.")
     else:
         text.append(f"None of the {total} samples is nearer to a training volume than a new subject could be.")
     for name, found in leaning.items():
         text.append(
             f"As a whole, the generated volumes lie nearer to the training volumes than to unseen ones: in {name} "
-            f"space the nearest is {found['ratio']:.2f} times as far (p = {found['p']:.3g}). The generator leans on "
-            "the subjects it was trained on."
+            f"space the nearest is {found['ratio']:.2f} times as far (p = {found['p']:.3g}). That is a sign that "
+            "the generator leans on its training subjects; chance alone gives it in one of a hundred clean audits."
         )
     if not leaning:
         text.append("As a whole they are no nearer to the training volumes than to unseen ones, beyond chance.")

@@ -7,6 +7,7 @@ side.
 import json
 import math
 import os
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -86,7 +87,8 @@ OMITTED = {"metric": "word", "title": "name", "omitted": "name"}
 
 def is_number(value: object) -> bool:
     """Whether `value` is a finite number; True and False are none."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    largest = sys.float_info.max  # a JSON integer can be larger, and then is infinite to all arithmetic
+    return isinstance(value, int | float) and not isinstance(value, bool) and -largest <= value <= largest
 
 
 def _is_list(value: object, test=lambda item: True) -> bool:
@@ -172,6 +174,9 @@ def check_out(path: Path, overwrite: bool = False, suffixes: Sequence[str] = SUF
     for out in map(path.with_suffix, suffixes):
         if os.path.lexists(out) and not (overwrite and out.is_file()):
             raise UserError(f"out: {out} exists already; choose another file, or pass --overwrite to replace a file")
+    place = next(folder for folder in path.absolute().parents if os.path.lexists(folder))
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        raise UserError(f"out: {path} cannot be written, as {place} is not a folder to write in; choose another place")
 
 
 def times_floor(row: dict) -> float | None:

@@ -166,6 +166,12 @@ def _refuse_another_ruler(first: dict, first_path: Path, other: dict, other_path
         if field not in one or field not in two or not _same(one[field], two[field]):
             values = [show(fields[field]) if field in fields else "nothing" for fields in (one, two)]
             differing.append(f"{field} is {values[0]} in {first_path} and {values[1]} in {other_path}")
+    if one["ruler.n"] != two["ruler.n"]:
+        least = min(one["ruler.n"], two["ruler.n"])
+        raise UserError(
+            f"ruler.n is {one['ruler.n']} in {first_path} and {two['ruler.n']} in {other_path}: distances fall as n "
+            f"rises, so these must not stand side by side. Score both with --n {least}"
+        )
     if differing:
         more = [f"and {len(differing) - 8} fields more"] if len(differing) > 8 else []
         raise UserError(
@@ -238,6 +244,10 @@ def _remarks(names: list[str], cards: list[dict]) -> Iterator[str]:
         if any(value != values[0] for value in values):
             listed = ", ".join(f"{show(value)} ({who})" for value, who in zip(values, names, strict=True))
             yield f"{name} differs: {listed}. The numbers may differ a little for this alone."
+    truncations = [card["generated"].get("truncation_psi") for card in cards]
+    if len({psi for psi in truncations if psi is not None}) > 1:
+        listed = ", ".join(f"{psi} ({who})" for psi, who in zip(truncations, names, strict=True))
+        yield f"truncation_psi differs: {listed}. Lower raises precision and costs variety: compare at the same one."
     for name, card in zip(names, cards, strict=True):
         low = [row["title"] for row in card["metrics"] if "omitted" not in row and is_suspicious(row)]
         if low:

@@ -73,7 +73,7 @@ def neighbour_intervals(
     intervals = {}
     for name, estimate in estimates.items():
         low, high = recentred(np.array([means[name] for means in resampled]), estimate)
-        intervals[name] = [low, high] if name == "density" else [max(low, 0.0), min(high, 1.0)]
+        intervals[name] = [low, high] if name == "density" else np.clip([low, high], 0.0, 1.0).tolist()
     return intervals
 
 

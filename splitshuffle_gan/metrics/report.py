@@ -19,6 +19,7 @@ from splitshuffle_gan.metrics.card import (
     leaves,
     times_floor,
 )
+from splitshuffle_gan.volume import PLANES
 
 BAR = "\\|"  # a bar inside a cell of a Markdown table
 MOST_DRAWN = 1e6  # times floor; a bar ends there
@@ -102,8 +103,8 @@ def one_line(text: str) -> str:
     return " ".join(text.replace("<", "&lt;").split())
 
 
-def markdown(card: dict) -> str:
-    """A card for people: a summary in words, every number with n, interval and floor, the ruler, the data."""
+def brief(card: dict) -> str:
+    """The head of `markdown`: a summary in words, every number with n, interval and floor, what to know beside."""
     measured = _measured(card)
     omitted = [row for row in card["metrics"] if "omitted" in row]
     names = {side: one_line(card[side]["name"]) for side in ("generated", "real")}
@@ -118,6 +119,13 @@ def markdown(card: dict) -> str:
     lines += ["", "**How to read it.** " + HOW_TO_READ]
     if card["notes"]:
         lines += ["", "## Notes", "", *(f"- {one_line(note)}" for note in card["notes"])]
+    return "\n".join(lines) + "\n"
+
+
+def markdown(card: dict) -> str:
+    """A card for people: `brief`, then all there is to know of the ruler, the data and the environment."""
+    measured = _measured(card)
+    lines = [brief(card).rstrip("\n")]
     lines += ["", "## Ruler", "", *markdown_table(("field", "value"), _fields(card["ruler"]))]
     settings = [row for row in measured if row["settings"]]
     if settings:
@@ -162,7 +170,32 @@ def summary(card: dict) -> str:
         "below": "It is below the floor's interval, nearer than real volumes are to each other, which is suspicious: "
         "run `splitshuffle audit`.",
     }
-    return f"{words}. {verdict[place]}"
+    if card["ruler"]["n"] < extractor["dimension"]:
+        features = f"n = {card['ruler']['n']} is fewer than the {extractor['dimension']} features"
+        verdict["within"] += f" {features}, though: that is too few volumes to say much."
+    return " ".join([f"{words}. {verdict[place]}", *_other_signs(card)])
+
+
+def _other_signs(card: dict) -> list[str]:
+    """What the other numbers say that the 3D FID alone may hide, a sentence each."""
+    rows = {row["metric"]: row for row in _measured(card)}
+    signs = []
+
+    def shown(name: str) -> str:
+        row = rows[name]
+        return f"{number(row['value_at_floor_n'])} where real volumes have {number(row['floor']['value'])}"
+
+    if "recall" in rows and beside_floor(rows["recall"]) == "below":
+        signs.append(f"Recall is {shown('recall')}: the generated volumes lack the variety of the real ones.")
+    if "precision" in rows and beside_floor(rows["precision"]) == "below":
+        signs.append(f"Precision is {shown('precision')}: some generated volumes look like no real one.")
+    planes = [p for p in PLANES if f"fid_{p}" in rows and beside_floor(rows[f"fid_{p}"]) == "above"]
+    if planes:
+        signs.append(f"Slices differ from real ones, too: {', '.join(planes)}.")
+    pairs = rows.get("ms_ssim")
+    if pairs and pairs["interval"][0] > pairs["real"]["interval"][1]:
+        signs.append("Pairs of generated volumes are more alike than pairs of real ones (MS-SSIM).")
+    return signs
 
 
 def _metrics_table(rows: list[dict]) -> list[str]:

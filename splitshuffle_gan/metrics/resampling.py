@@ -34,9 +34,9 @@ def interval(values: np.ndarray, level: float = 0.95) -> list[float]:
 
 
 def recentred(values: np.ndarray, estimate: float, level: float = 0.95) -> list[float]:
-    """`interval` of the resampled `values`, moved so that their mean falls on `estimate`."""
+    """`interval` of the resampled `values`, moved so that their mean falls on `estimate`, which it always holds."""
     low, high = interval(np.asarray(values) - np.mean(values), level)
-    return [float(estimate) + low, float(estimate) + high]
+    return [float(estimate) + min(low, 0.0), float(estimate) + max(high, 0.0)]
 
 
 def bootstrap(
@@ -91,15 +91,24 @@ def kid_bootstrap(
     A row drawn twice would meet itself, and k(x, x) is far above k(x, y): the unbiased estimate would no longer be
     one. So a resample is a weight per row (how often it was drawn), and the sum over pairs leaves i = j out:
     sum_{i != j} w_i w_j k(x_i, x_j) / sum_{i != j} w_i w_j. All resamples share one kernel matrix,
-    k(x, y) = (x.y / d + 1)^3, torch-fidelity's default.
+    k(x, y) = (x.y / d + 1)^3, torch-fidelity's default. A resample that is one row over and over, as 4 rows give now
+    and then, has no pairs and is drawn again.
     """
     if min(len(generated), len(real)) < 2:
         raise TooFewSamples(f"the kernel distance needs 2 samples a side; there are {len(generated)} and {len(real)}")
     rng = np.random.default_rng(seed)
-    weights = [rng.multinomial(len(rows), np.full(len(rows), 1 / len(rows)), repeats) for rows in (generated, real)]
+    weights = [_with_pairs(len(rows), repeats, rng) for rows in (generated, real)]
     if estimate is None:
         estimate = float(_weighted_kid(generated, real, *(np.ones((1, len(rows))) for rows in (generated, real)))[0])
     return recentred(_weighted_kid(generated, real, *weights), estimate, level)
+
+
+def _with_pairs(count: int, repeats: int, rng: np.random.Generator) -> np.ndarray:
+    """`repeats` bootstrap weights `[repeats, count]`, each with two rows or more."""
+    weights = rng.multinomial(count, np.full(count, 1 / count), repeats)
+    while (single := weights.max(1) == count).any():
+        weights[single] = rng.multinomial(count, np.full(count, 1 / count), single.sum())
+    return weights
 
 
 def _weighted_kid(

@@ -33,6 +33,7 @@ from splitshuffle_gan.volume import PLANES
 
 METRICS = ("fid", "planes", "kid", "prdc", "ms-ssim")
 LEAST = 4
+MOST_SEED = 2**32 - 1  # torch-fidelity's subsets take no more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +61,8 @@ class Settings:
         for name, lowest in least.items():
             if getattr(self, name) < lowest:
                 raise UserError(f"{name}: found {getattr(self, name)}, must be at least {lowest}")
+        if self.seed > MOST_SEED:
+            raise UserError(f"seed: found {self.seed}, must be at most {MOST_SEED}")
         if self.n is not None and self.n < LEAST:
             raise UserError(f"n: found {self.n}, at least {LEAST} volumes a side are wanted")
         if self.reference_split is not None and not 0 < self.reference_split < 1:
@@ -159,6 +162,8 @@ def measure(
         plane_extractor = plane_extractor or default_plane_extractor()
     else:
         plane_extractor = None
+    _check_rank("extractor", extractor, 3, "volumes, such as med3d-mini")
+    _check_rank("plane_extractor", plane_extractor, 2, "slices, such as med2d-mini")
     check_same_grid(generated, real)
     references = part_of(len(real), settings.reference_split or 1.0)
     n = _common_n(settings.n, generated, real, references)
@@ -193,7 +198,7 @@ def measure(
         "generated": _side(generated, n, hash_of(made_hashes)),
         "real": {**_side(real, n, hash_of(truth_hashes)), "reference_split": settings.reference_split},
         "metrics": rows,
-        "notes": _notes(extractor, plane_extractor, n, len(real)),
+        "notes": _notes(extractor, plane_extractor, n, generated, real),
         "environment": _environment(),
         "seconds": round(time.time() - started, 2),
     }
@@ -201,6 +206,12 @@ def measure(
 
 def _open(name: str | None, weights: Path | None, sha256: str | None, default: Callable[[], Extractor]) -> Extractor:
     return open_extractor(name, weights, sha256) if name else default()
+
+
+def _check_rank(option: str, extractor: Extractor | None, rank: int, wanted: str) -> None:
+    if extractor is not None and extractor.rank != rank:
+        sees = "volumes" if extractor.rank == 3 else "slices"
+        raise UserError(f"{option}: {extractor.name} sees {sees}; choose a network for {wanted}")
 
 
 def _common_n(wanted: int | None, generated: VolumeSet, real: VolumeSet, references: int) -> int:
@@ -256,8 +267,16 @@ def _side(volumes: VolumeSet, n: int, data_hash: str) -> dict:
     return {**sides, **volumes.details}
 
 
-def _notes(extractor: Extractor, plane_extractor: Extractor | None, n: int, real_count: int) -> list[str]:
+def _notes(
+    extractor: Extractor, plane_extractor: Extractor | None, n: int, generated: VolumeSet, real: VolumeSet
+) -> list[str]:
     notes = [f"{used.name}: {used.note}" for used in (extractor, plane_extractor) if used is not None and used.note]
+    real_count = len(real)
+    if generated.details.get("trained_on") and generated.details["trained_on"] == real.details.get("dataset_hash"):
+        notes.append(
+            "The real volumes are those the generator was trained on. A generator that repeats them scores well: "
+            "compare with volumes that were held out of training, and run `splitshuffle audit`."
+        )
     if n > real_count // 2:
         notes.append(
             f"There are {real_count} real volumes, so the floor is between halves of {real_count // 2}, fewer than the "

@@ -29,6 +29,7 @@ from splitshuffle_gan.volume import IntensityMap, check_geometry, plane_axes
 SAME_SPACING = 0.01  # relative; headers are rounded
 SEEDS_PER_RUN = 1_000_000
 SHOWN = 3
+OUTERMOST = 1 + 1e-3  # of the range [-1, 1], for rounding
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class VolumeSet:
 
     Attributes:
         name: what the user called it.
-        kind: dataset, nifti, checkpoint or arrays.
+        kind: dataset, samples (what `splitshuffle sample` wrote), nifti (any other files), checkpoint or arrays.
         shape: voxels (D, H, W). spacing: mm (D, H, W). plane: the order of the axes, see `volume`.
         rule: how the intensities were mapped; None when that is not known (arrays).
         names: of the volumes, for messages: file names or seeds.
@@ -82,8 +83,12 @@ class VolumeSet:
         if not np.isfinite(volume).all():
             bad = np.count_nonzero(~np.isfinite(volume))
             raise UserError(f"{self.name}: {self.names[index]} has {bad} voxels that are NaN or infinite; remove it")
-        if volume.min() == volume.max():
-            raise UserError(f"{self.name}: {self.names[index]} is {volume.min():g} everywhere; remove it")
+        low, high = volume.min(), volume.max()
+        if low == high:
+            raise UserError(f"{self.name}: {self.names[index]} is {low:g} everywhere; remove it")
+        if max(-low, high) > OUTERMOST:
+            reach = f"{self.name}: {self.names[index]} reaches {max(-low, high):g}; values in [-1, 1] are wanted"
+            raise UserError(f"{reach}: prepare the set again, or remove it")
         return volume
 
     def subset(self, indices: Iterable[int]) -> "VolumeSet":
@@ -160,11 +165,14 @@ def open_volumes(
     if (folder / "manifest.json").is_file():
         return _from_dataset(folder)
     if (folder / "samples.json").is_file():
-        return _from_nifti(folder, frame or ("axial", IntensityRule()), _geometry_of_samples(folder))
+        return _from_nifti(folder, frame or ("axial", IntensityRule()), _record_of_samples(folder))
     if (folder / "images").is_dir() and (folder / "labels").is_dir():
         return _from_nifti(folder / "images", frame or ("axial", IntensityRule()))
     if folder.is_file() or folder.is_dir() and not _is_checkpoint(folder):
         return _from_nifti(folder, frame or ("axial", IntensityRule()))
+    if not folder.exists() and (isinstance(path, Path) or path.count("/") != 1):
+        wanted = "a prepared dataset, NIfTI files, or a generator (a checkpoint, a run or a hub id OWNER/NAME)"
+        raise UserError(f"{path}: no such file or folder; {wanted} is wanted")
     return _from_checkpoint(path, count or 100, truncation_psi, seed)
 
 
@@ -174,33 +182,39 @@ def from_arrays(
     plane: str = "axial",
     name: str = "arrays",
 ) -> VolumeSet:
-    """Volumes `[D, H, W]` in [-1, 1] that are in memory already (or tensors).
+    """Volumes `[D, H, W]` or `[1, D, H, W]` in [-1, 1] that are in memory already: arrays, or tensors on the CPU.
 
     Raises UserError for an empty set, shapes that differ, or values outside [-1, 1].
     """
     stack = [np.asarray(volume, dtype=np.float32) for volume in volumes]
+    stack = [volume[0] if volume.ndim == 4 and len(volume) == 1 else volume for volume in stack]
     if not stack:
         raise UserError(f"{name}: no volumes; at least one is wanted")
     plane_axes(plane)
     shapes = {volume.shape for volume in stack}
     if len(shapes) > 1 or stack[0].ndim != 3:
-        raise UserError(f"{name}: shapes {sorted(shapes)[:SHOWN]}; one shape [D, H, W] for all is wanted")
+        raise UserError(
+            f"{name}: shapes {sorted(shapes)[:SHOWN]}; one shape [D, H, W] or [1, D, H, W] for all is wanted"
+        )
     for index, volume in enumerate(stack):
-        if np.abs(volume).max() > 1 + 1e-3:
-            raise UserError(f"{name}: volume {index} reaches {np.abs(volume).max():g}; values in [-1, 1] are wanted")
+        if np.abs(volume).max() > OUTERMOST:
+            reach = f"{name}: volume {index} reaches {np.abs(volume).max():g}; values in [-1, 1] are wanted"
+            raise UserError(f"{reach}: clamp a generator's output, as `sampler.draw` does, or map intensities first")
     names = tuple(f"volume {index}" for index in range(len(stack)))
     return VolumeSet(name, "arrays", stack[0].shape, tuple(spacing), plane, None, names, lambda i: stack[i])
 
 
 def check_same_grid(generated: VolumeSet, real: VolumeSet) -> None:
     """Raise UserError, with the command that fixes it, unless both sides have one grid and one intensity scale."""
-    shape, spacing = " ".join(map(str, real.shape)), " ".join(f"{length:g}" for length in real.spacing)
-    fix = f"splitshuffle prepare {_scans_of(generated)} --out PREPARED --shape {shape} --spacing {spacing}"
-    fix += f" --plane {real.plane}"
-    if real.rule is not None:
-        fix += f" --{real.rule.kind} {real.rule.low:g} {real.rule.high:g}"
-    fix = f"bring both to one grid, as with `{fix}`, and score PREPARED"
-    if generated.kind == "checkpoint":
+    # Files without a record of their own are brought to the grid of the other side.
+    moved, wanted = (real, generated) if real.kind == "nifti" and generated.kind != "nifti" else (generated, real)
+    shape, spacing = " ".join(map(str, wanted.shape)), " ".join(f"{length:g}" for length in wanted.spacing)
+    fix = f"splitshuffle prepare {_scans_of(moved)} --out PREPARED --shape {shape} --spacing {spacing}"
+    fix += f" --plane {wanted.plane}"
+    if wanted.rule is not None:
+        fix += f" --{wanted.rule.kind} {wanted.rule.low:g} {wanted.rule.high:g}"
+    fix = f"bring both to one grid, as with `{fix}`, and score PREPARED instead of {moved.name}"
+    if generated.kind == "checkpoint" and moved is generated:
         fix = "a generator is scored against data prepared as its training set was"
     far = np.abs(np.subtract(generated.spacing, real.spacing)) > SAME_SPACING * np.asarray(real.spacing)
     differing = [name for name in ("shape", "plane") if getattr(generated, name) != getattr(real, name)]
@@ -236,7 +250,7 @@ def _frame_of(path: str | Path) -> tuple[str, IntensityRule] | None:
         dataset = open_dataset(folder)
         return dataset.plane, _rule_of_manifest(dataset.manifest["intensity"])
     if (folder / "samples.json").is_file():
-        geometry = _geometry_of_samples(folder)
+        geometry = _record_of_samples(folder)["geometry"]
     elif not folder.exists() or _is_checkpoint(folder):
         geometry = Generator.from_pretrained(find_checkpoint(path, "generator")).geometry
     else:
@@ -260,7 +274,8 @@ def _is_checkpoint(folder: Path) -> bool:
     return any((folder / part).exists() for part in ("config.json", "generator", "snapshots"))
 
 
-def _geometry_of_samples(folder: Path) -> dict | None:
+def _record_of_samples(folder: Path) -> dict:
+    """What samples.json says, "geometry" checked or None."""
     path = folder / "samples.json"
     try:
         record = json.loads(path.read_text())
@@ -268,7 +283,18 @@ def _geometry_of_samples(folder: Path) -> dict | None:
         raise UserError(f"{path}: not valid JSON ({error}); sample again") from error
     if not isinstance(record, dict):
         raise UserError(f"{path}: fields by name are wanted; sample again")
-    return record.get("geometry") and check_geometry(record["geometry"], str(path))
+    return {**record, "geometry": record.get("geometry") and check_geometry(record["geometry"], str(path))}
+
+
+def _training_data(checkpoint: object) -> dict:
+    """{"trained_on": data hash} of a checkpoint inside a training run; empty for any other."""
+    for folder in Path(str(checkpoint)).absolute().parents:
+        if (folder / "run.json").is_file() and (folder / "snapshots").is_dir():
+            try:
+                return {"trained_on": json.loads((folder / "run.json").read_text())["data"]["data_hash"]}
+            except (ValueError, KeyError, TypeError):
+                return {}
+    return {}
 
 
 def _from_dataset(folder: Path) -> VolumeSet:
@@ -277,11 +303,15 @@ def _from_dataset(folder: Path) -> VolumeSet:
     rule = _rule_of_manifest(dataset.manifest["intensity"])
     return VolumeSet(
         str(folder), "dataset", dataset.shape, dataset.spacing, dataset.plane, rule, names,
-        lambda i: np.array(dataset.volumes[i, 0]),
+        lambda i: np.array(dataset.volumes[i, 0]), {"dataset_hash": dataset.data_hash},
     )  # fmt: skip
 
 
-def _from_nifti(folder: Path, frame: tuple[str, IntensityRule], geometry: dict | None = None) -> VolumeSet:
+def _from_nifti(folder: Path, frame: tuple[str, IntensityRule], record: dict | None = None) -> VolumeSet:
+    geometry, details = (record or {}).get("geometry"), {}
+    if record:
+        details = {key: record[key] for key in ("checkpoint", "truncation_psi") if key in record}
+        details |= _training_data(record.get("checkpoint"))
     plane, rule = (geometry["plane"], _rule_of_geometry(geometry)) if geometry else frame
     paths = find_scans(folder)
     first = read_nifti(paths[0], plane)
@@ -301,12 +331,15 @@ def _from_nifti(folder: Path, frame: tuple[str, IntensityRule], geometry: dict |
         return rule.to_unit(volume.array[0], str(paths[index]))
 
     names = tuple(path.name for path in paths)
-    return VolumeSet(str(folder), "nifti", first.shape, first.spacing, plane, rule, names, read)
+    kind = "nifti" if record is None else "samples"
+    return VolumeSet(str(folder), kind, first.shape, first.spacing, plane, rule, names, read, details)
 
 
 def _from_checkpoint(path: str | Path, count: int, truncation_psi: float, seed: int) -> VolumeSet:
     if not isinstance(path, str) and not Path(path).exists():
         raise UserError(f"{path}: no such file or folder")
+    if not math.isfinite(truncation_psi):
+        raise UserError(f"truncation_psi: found {truncation_psi}, a finite number is wanted, such as 0.7")
     found = find_checkpoint(path, "generator")
     generator = Generator.from_pretrained(found).to(PartialState(cpu=wants_cpu()).device)
     check_volumes(generator, found)
@@ -317,6 +350,7 @@ def _from_checkpoint(path: str | Path, count: int, truncation_psi: float, seed: 
         return draw(generator, styles_of_seed(generator, first + index, truncation_psi))
 
     details = {"checkpoint": found, "truncation_psi": truncation_psi, "seeds": [first, first + count - 1]}
+    details |= _training_data(found)
     return VolumeSet(
         str(path), "checkpoint", generator.config.shape, tuple(geometry["spacing"]), geometry["plane"],
         _rule_of_geometry(geometry), names, read, details,

@@ -287,6 +287,9 @@ def test_an_extractor_that_exists_is_kept(config, phantoms):
         ({"held_out": 1.0}, "held_out: found 1.0"),
         ({"steps": 0}, "steps: found 0"),
         ({"batch_size": 0}, "batch_size: found 0"),
+        ({"learning_rate": float("nan")}, "learning_rate: found nan, a number above 0"),
+        ({"learning_rate": 0.0}, "learning_rate: found 0.0"),
+        ({"precision": "fp8"}, "precision: found 'fp8', must be one of auto, bf16, no"),
     ],
 )
 def test_senseless_settings_are_refused(config, changes, message):

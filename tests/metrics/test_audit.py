@@ -136,7 +136,7 @@ def test_samples_that_lean_towards_the_training_set_are_a_tendency_not_copies():
     report = audit(np.clip(0.7 * new + 0.3 * train, -1, 1), train, held_out, permutations=199)
     assert report["level"] == "tendency"
     assert report["spaces"]["voxel"]["tendency"]["ratio"] < report["spaces"]["voxel"]["tendency"]["by_chance"][0]
-    assert "leans on the subjects" in report["verdict"]
+    assert "leans on its training subjects" in report["verdict"]
 
 
 def accusations(tables: list[np.ndarray], sizes: tuple[int, int, int], seed: int = 0) -> int:
@@ -353,3 +353,10 @@ def test_fewer_generated_volumes_on_request(datasets, tmp_path, cpu):
     report = run_audit(AuditConfig(**sets, out=tmp_path / "out", extractor="none", n=2))
     assert report["n"] == {"generated": 2, "train": 22, "held-out": 22} and report["extractor"] is None
     assert list(report["spaces"]) == ["voxel"]
+
+
+def test_a_held_out_set_that_is_mostly_training_volumes_is_refused():
+    train, held_out = subjects(30, 1), subjects(30, 2)
+    held_out[:12] = train[:12]
+    with pytest.raises(UserError, match="held-out: 12 of its 30 volumes are in the training set"):
+        audit(subjects(5, 3), train, held_out)

@@ -126,6 +126,11 @@ def test_a_card_is_checked_as_it_is(cards):
         check_card(cards.changed("ruler", 3), "here")
 
 
+def test_a_number_too_large_for_arithmetic_is_refused(cards):
+    with pytest.raises(UserError, match=r"metrics\[0\]\.value is 10+.*a finite number is wanted"):
+        check_card(cards.changed("metrics.0.value", 10**400), "here")
+
+
 @pytest.mark.parametrize("name", ["card.json", "card.md", "card.png"])
 def test_no_file_of_a_card_may_exist(tmp_path, name):
     check_out(tmp_path / "card.json")

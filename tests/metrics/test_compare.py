@@ -75,11 +75,18 @@ def test_a_setting_that_one_card_lacks_is_another_setting(cards, tmp_path):
 
 def test_many_differences_are_counted(cards, tmp_path):
     card = cards.make()
-    for path, value in SAME_RULER.items():
+    changes = {path: value for path, value in SAME_RULER.items() if path != "ruler.n"}
+    for path, value in changes.items():
         container, key = cards.at(card, path)
         container[key] = value
-    with pytest.raises(UserError, match=f"and {len(SAME_RULER) - 8} fields more"):
+    with pytest.raises(UserError, match=f"and {len(changes) - 8} fields more"):
         compare([cards.save(tmp_path, "a", cards.make()), cards.save(tmp_path, "b", card)])
+
+
+def test_another_n_is_refused_alone_with_what_to_do(cards, tmp_path):
+    paths = [cards.save(tmp_path, "a", cards.make()), cards.save(tmp_path, "b", cards.changed("ruler.n", 60))]
+    with pytest.raises(UserError, match=r"ruler\.n is 100 in .* and 60 in .*Score both with --n 60$"):
+        compare(paths)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +104,8 @@ def test_many_differences_are_counted(cards, tmp_path):
         ("ruler.preprocessing.spacing", [1.0, 0.7421875 * (1 + 1e-8), 1.0], None),
         ("environment.python", "3.10.0", None),
         ("environment.processes", 2, None),
-        ("generated.truncation_psi", 1.0, None),
+        ("generated.truncation_psi", 1.0, "truncation_psi differs: 0.7 (a), 1.0 (b). Lower raises precision"),
+        ("generated.truncation_psi", None, None),
         ("generated.available", None, None),
         ("real.name", "the same, moved", None),
         ("seconds", 1.0, None),

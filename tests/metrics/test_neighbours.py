@@ -129,3 +129,14 @@ def test_intervals_of_shares_stay_within_zero_and_one():
     real = np.random.default_rng(10).normal(size=(2, 40, 6))
     intervals = neighbour_intervals(*real, 50, 0)
     assert all(0 <= low <= high <= 1 for name, (low, high) in intervals.items() if name != "density")
+
+
+def test_shares_of_one_have_an_interval_that_ends_at_one():
+    """Half samples of a small set can all miss what the whole set has; the interval moved there must not pass 1."""
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        real = rng.normal(size=(16, 8))
+        intervals = neighbour_intervals(real + 0.01 * rng.normal(size=real.shape), real, 100, seed)
+        for name in ("precision", "recall", "coverage"):
+            low, high = intervals[name]
+            assert 0 <= low <= high <= 1, (seed, name, low, high)

@@ -248,3 +248,16 @@ def test_any_numbers_can_be_drawn(cards, tmp_path_factory, value, ends, floor):
     card = cards.changed("metrics", [cards.measured(value=value, interval=sorted(ends))])
     card["metrics"][0]["floor"] = {"value": floor, "interval": [floor, floor], "n": 50, "splits": 20}
     assert read_card(write_card(card, tmp_path_factory.mktemp("card") / "card.json")) == card
+
+
+def test_the_summary_says_what_the_fid_alone_hides(cards):
+    card = cards.make()
+    card["metrics"][0] |= {"value": 4.0, "value_at_floor_n": 4.0}  # within the floor
+    assert "does not tell the generated volumes" in report.summary(card) and "variety" not in report.summary(card)
+    card["metrics"].append(cards.measured("recall", "higher", 0.04, (0.0, 0.1), 0.81))
+    card["metrics"].append(cards.measured("fid_coronal", "lower", 9.0, (8.0, 10.0), 4.0))
+    words = report.summary(card)
+    assert "Recall is 0.05000 where real volumes have 0.8100: the generated volumes lack the variety" in words
+    assert "Slices differ from real ones, too: coronal." in words
+    card["ruler"]["n"] = card["ruler"]["extractor"]["dimension"] - 1
+    assert "too few volumes to say much" in report.summary(card)

@@ -149,6 +149,18 @@ def test_kernel_distance_interval_holds_the_expected_value():
     assert sum(low <= truth <= high for low, high in intervals) >= 0.85 * 80
 
 
+@pytest.mark.parametrize("n", [2, 3, 4])
+def test_kernel_distance_of_few_rows_resamples_pairs(n):
+    rng = np.random.default_rng(8)
+    # Without care about one resample in n^(n - 1) is a single row, and the interval is NaN.
+    assert np.isfinite(kid_bootstrap(*rng.normal(size=(2, n, 5)), 1000, 0)).all()
+
+
+def test_the_interval_holds_the_estimate_of_skewed_values():
+    assert recentred(np.array([1.0] * 199 + [0.0]), 0.8) == pytest.approx([0.8, 0.805])
+    assert recentred(np.array([0.0] * 199 + [1.0]), 0.2) == pytest.approx([0.195, 0.2])
+
+
 def test_kernel_distance_needs_pairs():
     with pytest.raises(TooFewSamples, match="1 and 5"):
         kid_bootstrap(np.zeros((1, 2)), np.zeros((5, 2)), 10, 0)

@@ -312,6 +312,26 @@ def test_a_bad_volume_is_named_before_anything_is_computed(config, folder, tmp_p
         score(config(generated=str(tmp_path / "bad")))
 
 
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"extractor": "med2d-mini"}, "extractor: med2d-mini sees slices; choose a network for volumes"),
+        ({"plane_extractor": "random-0", "plane_weights": None}, "plane_extractor: random-0 sees volumes; .* slices"),
+    ],
+)
+def test_a_network_for_the_other_rank_is_refused(config, tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
+        score(config(**changes))
+    assert not (tmp_path / "card.json").exists()
+
+
+def test_an_out_that_cannot_be_written_is_refused_before_the_work(config, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("splitshuffle_gan.metrics.score.open_pair", lambda *args: pytest.fail("read"))
+    with pytest.raises(UserError, match="out: .*card.json cannot be written, as .*file is not a folder"):
+        score(config(out=tmp_path / "file" / "deep" / "card.json"))
+
+
 def test_a_card_that_exists_is_kept(config, tmp_path):
     (tmp_path / "card.md").write_text("mine")
     with pytest.raises(UserError, match="card.md exists already"):
@@ -334,6 +354,7 @@ def test_a_card_that_exists_is_kept(config, tmp_path):
         ({"resamples": 19}, "resamples: found 19, must be at least 20"),
         ({"splits": 1}, "splits: found 1"),
         ({"seed": -1}, "seed: found -1"),
+        ({"seed": 2**32}, "seed: found 4294967296, must be at most 4294967295"),
         ({"reference_split": 0.0}, "reference_split: found 0.0, a share between 0 and 1"),
         ({"reference_split": 1.0}, "reference_split: found 1.0"),
         ({"weights": Path("w"), "extractor": None}, "weights: say which network .* --extractor"),

@@ -148,7 +148,7 @@ def test_samples_are_mapped_back_to_what_was_drawn(generator, tmp_path, name, ge
         geometry["affine"] = [[0, 0, 1.5, 7], [2.0, 0, 0, 8], [0, 1.0, 0, 9], [0, 0, 0, 1]]
     folder = generator(**geometry)
     volumes = open_volumes(samples_of(folder, tmp_path / "samples"))
-    assert (volumes.kind, volumes.shape, volumes.spacing) == ("nifti", SHAPE, SPACING)
+    assert (volumes.kind, volumes.shape, volumes.spacing) == ("samples", SHAPE, SPACING)
     assert volumes.plane == geometry.get("plane", "axial")
     truth = drawn(folder, range(3))
     np.testing.assert_allclose(volumes.array(), truth, rtol=0, atol=1.0001 * precision)
@@ -175,6 +175,12 @@ def test_a_checkpoint_draws_what_sampling_draws(generator, tiny_dataset):
     np.testing.assert_array_equal(few.array(), drawn(folder, (3_000_000, 3_000_001), 0.5))
     assert few.kind == "checkpoint" and few.names == ("seed 3000000", "seed 3000001")
     assert few.details == {"checkpoint": str(folder), "truncation_psi": 0.5, "seeds": [3_000_000, 3_000_001]}
+
+
+@pytest.mark.parametrize("truncation_psi", [np.nan, np.inf])
+def test_a_truncation_that_is_not_finite_is_refused(generator, tiny_dataset, truncation_psi):
+    with pytest.raises(UserError, match="truncation_psi: found .*, a finite number is wanted"):
+        open_pair(str(generator()), tiny_dataset, truncation_psi=truncation_psi)
 
 
 def test_arrays_are_taken_as_they_are():
@@ -226,13 +232,20 @@ def test_constant_scans_are_named(scans, tiny_dataset, tmp_path, against):
         made[2]
 
 
-@pytest.mark.parametrize("value, message", [(np.nan, "1 voxels that are NaN or infinite"), (0.5, "is 0.5 everywhere")])
+@pytest.mark.parametrize(
+    "value, message",
+    [
+        (np.nan, "1 voxels that are NaN or infinite"),
+        (0.5, "is 0.5 everywhere"),
+        (-3.0, "reaches 3; values in .* are wanted: prepare the set again, or"),
+    ],
+)
 def test_bad_volumes_of_a_dataset_are_named(tiny_dataset, tmp_path, value, message):
     shutil.copytree(tiny_dataset, tmp_path / "bad")
     array = np.load(tmp_path / "bad" / "volumes.npy")
-    array[(5, 0, 0, 0, 0) if np.isnan(value) else 5] = value
+    array[5 if value == 0.5 else (5, 0, 0, 0, 0)] = value
     np.save(tmp_path / "bad" / "volumes.npy", array)
-    with pytest.raises(UserError, match=f"bad: 5.nii.gz.*{message}; remove it"):
+    with pytest.raises(UserError, match=f"bad: 5.nii.gz.*{message}[;,]? remove it"):
         open_volumes(tmp_path / "bad")[5]
 
 
@@ -275,7 +288,7 @@ def test_a_damaged_record_of_samples_is_refused(generator, tmp_path):
     "arrays, message",
     [
         ([np.zeros((4, 4, 4)), np.zeros((4, 4, 5))], r"shapes \[\(4, 4, 4\), \(4, 4, 5\)\]"),
-        (np.zeros((2, 1, 4, 4, 4)), r"shapes \[\(1, 4, 4, 4\)\]"),
+        (np.zeros((2, 2, 4, 4, 4)), r"shapes \[\(2, 4, 4, 4\)\]"),
         ([np.full((4, 4, 4), 0.5), np.full((4, 4, 4), 255.0)], "volume 1 reaches 255"),
     ],
 )
@@ -367,6 +380,10 @@ def test_percentiles_are_not_held_against_what_cannot_know_them(generator, scans
     open_pair(samples_of(folder, tmp_path / "samples"), dataset)
 
 
-def test_a_generator_of_another_grid_is_refused(generator, finer):
+def test_a_generator_of_another_grid_is_refused(generator, finer, tmp_path):
+    # Scans without a record are brought to the generator's grid; a dataset cannot be.
+    with pytest.raises(UserError, match="8 x 16 x 8, .*10 x 20 x 10; .*prepare .* --shape 8 16 8 .*instead of"):
+        open_pair(generator(), finer)
+    dataset = prepare(PrepareConfig(finer, tmp_path / "dataset", (10, 20, 10), window=(0, 1000), workers=1))
     with pytest.raises(UserError, match="shape: .*8 x 16 x 8, .*10 x 20 x 10; a generator is scored against data prep"):
-        open_pair(str(generator()), finer)
+        open_pair(generator(), dataset)
