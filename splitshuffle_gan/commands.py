@@ -198,8 +198,8 @@ def prepare(options: PrepareOptions) -> None:
 
 def doctor(options: Any) -> None:
     """Run `splitshuffle doctor`."""
-    from splitshuffle_gan.data.doctor import examine
-    from splitshuffle_gan.data.doctor_report import table
+    from splitshuffle_gan.data.doctor.examine import examine
+    from splitshuffle_gan.data.doctor.report import table
 
     text = table(examine(options))
     if options.out is not None:
@@ -211,8 +211,8 @@ def fetch(options: Any) -> None:
     """Run `splitshuffle fetch`."""
     import shlex
 
-    from splitshuffle_gan.data.fetch import RECORD, fetch, overview
-    from splitshuffle_gan.data.known_sets import describe, known_set
+    from splitshuffle_gan.data.known.fetch import RECORD, fetch, overview
+    from splitshuffle_gan.data.known.known_sets import describe, known_set
 
     if options.list or not options.name:
         print(overview())
@@ -375,9 +375,9 @@ TRAINING = "training.options:TrainConfig"
 COMMANDS: dict[str, Command] = {
     "phantom": Command("write phantom scans to try everything on", PhantomOptions, phantom),
     "doctor": Command(
-        "what scans are like, what is wrong, how to prepare them", "data.doctor:DoctorConfig", doctor
+        "what scans are like, what is wrong, how to prepare them", "data.doctor.examine:DoctorConfig", doctor
     ),
-    "fetch": Command("get a known set of scans: MSD, IXI, ADNI, COCA", "data.fetch:FetchConfig", fetch),
+    "fetch": Command("get a known set of scans: MSD, IXI, ADNI, COCA", "data.known.fetch:FetchConfig", fetch),
     "prepare": Command("scans to a dataset", PrepareOptions, prepare),
     "train2d": Command("train a 2D GAN on the slices of a dataset", TRAINING, lambda options: train(options, 2)),
     "inflate": Command("make a 3D GAN of a 2D one", InflateOptions, inflate),

@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 from splitshuffle_gan import __version__
 from splitshuffle_gan.checkpoint import find_checkpoint
-from splitshuffle_gan.data.nifti import read_nifti, write_nifti
 from splitshuffle_gan.data.place import Target, place, read_target, write_placed
+from splitshuffle_gan.data.readers.nifti import read_nifti, write_nifti
 from splitshuffle_gan.devices import use_all_cores, wants_cpu
 from splitshuffle_gan.errors import UserError
 from splitshuffle_gan.models.generator import Generator

@@ -186,7 +186,8 @@ def test_version(run):
 def test_help_of_every_command(run, command):
     outcome = run(command, "--help")
     assert (outcome.code, outcome.err) == (0, "")
-    assert outcome.out.startswith(f"usage: splitshuffle {command}") and "--out" in outcome.out
+    assert outcome.out.startswith(f"usage: splitshuffle {command}")
+    assert ("--to" if command == "fetch" else "--out") in outcome.out
 
 
 @pytest.mark.parametrize("script,command", SCRIPTS.items())
@@ -231,11 +232,11 @@ def test_bad_usage_is_exit_code_2(run, tmp_path, monkeypatch, line, told):
     "line,told",
     [
         ("prepare scans --out o --shape 17 16 8", "Use 16x16x8"),
-        ("prepare empty --out o --shape 8 16 8", "holds no .nii or .nii.gz file"),
+        ("prepare empty --out o --shape 8 16 8", "empty holds no scan"),
         ("prepare missing --out o --shape 8 16 8", "missing does not exist"),
         ("prepare scans --out taken --shape 8 16 8", "taken exists already"),
         ("prepare scans --out taken --shape 8 16 8 --overwrite", "has no manifest.json"),
-        ("prepare scans --out o --shape 8 16 8 --workers 1", "bad.nii.gz: not a readable NIfTI file"),
+        ("prepare scans --out o --shape 8 16 8 --workers 1", "bad.nii.gz: not a readable NIfTI or MGH file"),
         ("prepare scans --out o --shape 8 16 8 --window 0 1 --percentiles 0 1", "give one of the two"),
         ("phantom --out taken", "taken exists already"),
         ("phantom --out o --shape 4 4 4", "at least 8 voxels"),

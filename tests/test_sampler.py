@@ -10,7 +10,7 @@ import torch
 
 from splitshuffle_gan.config import GeneratorConfig
 from splitshuffle_gan.data.dataset import open_dataset
-from splitshuffle_gan.data.nifti import read_nifti
+from splitshuffle_gan.data.readers.nifti import read_nifti
 from splitshuffle_gan.errors import UserError
 from splitshuffle_gan.models.generator import Generator
 from splitshuffle_gan.sampler import (

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
+from splitshuffle_gan.data.readers.scan import Header, Scan
+from splitshuffle_gan.data.readers.scans import find_scans
 from splitshuffle_gan.data.recipe import AUTO, PrepareConfig
 from splitshuffle_gan.data.resample import resample
-from splitshuffle_gan.data.scan import Header, Scan
-from splitshuffle_gan.data.scans import find_scans
 from splitshuffle_gan.errors import UserError
 
 SUFFIXES = (".nii.gz", ".nii", ".hdr", ".img", ".mgz", ".mgh", ".nrrd", ".nhdr", ".npy")

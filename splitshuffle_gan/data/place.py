@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 from nibabel.orientations import apply_orientation, io_orientation
 
-from splitshuffle_gan.data.nifti import DESCRIPTION_BYTES, read_nifti
+from splitshuffle_gan.data.readers.nifti import DESCRIPTION_BYTES, read_nifti
 from splitshuffle_gan.data.resample import resample
 from splitshuffle_gan.errors import UserError
 from splitshuffle_gan.volume import IntensityMap, Volume, to_xyz

@@ -17,11 +17,11 @@ from tqdm import tqdm
 from splitshuffle_gan import __version__
 from splitshuffle_gan.data.building import build_folder, discard, forget, move_in, read_journal, record
 from splitshuffle_gan.data.manifest import make_manifest
-from splitshuffle_gan.data.nifti import is_nifti
+from splitshuffle_gan.data.readers.nifti import is_nifti
+from splitshuffle_gan.data.readers.scan import Scan
 from splitshuffle_gan.data.recipe import DEFAULT_PERCENTILES, NATIVE, PrepareConfig
 from splitshuffle_gan.data.resample import resample
 from splitshuffle_gan.data.row import Job, fill_row
-from splitshuffle_gan.data.scan import Scan
 from splitshuffle_gan.data.store import Rows, split_rows
 from splitshuffle_gan.data.survey import Survey, say_reasons, survey
 from splitshuffle_gan.errors import UserError

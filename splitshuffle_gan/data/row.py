@@ -9,9 +9,9 @@ import numpy as np
 
 from splitshuffle_gan.data.crop import find_centre, fit
 from splitshuffle_gan.data.labels import read_labels, resample_labels
+from splitshuffle_gan.data.readers.scan import Scan
 from splitshuffle_gan.data.recipe import PrepareConfig
 from splitshuffle_gan.data.resample import resample
-from splitshuffle_gan.data.scan import Scan
 from splitshuffle_gan.data.store import Rows
 from splitshuffle_gan.errors import UserError
 from splitshuffle_gan.volume import IntensityMap

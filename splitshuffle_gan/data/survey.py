@@ -6,9 +6,9 @@ import numpy as np
 from tqdm import tqdm
 
 from splitshuffle_gan.data.labels import LabelMaps, check_grid
+from splitshuffle_gan.data.readers.scan import Scan
+from splitshuffle_gan.data.readers.scans import Found, find_scans
 from splitshuffle_gan.data.recipe import AUTO, NATIVE, PrepareConfig
-from splitshuffle_gan.data.scan import Scan
-from splitshuffle_gan.data.scans import Found, find_scans
 from splitshuffle_gan.errors import UserError
 from splitshuffle_gan.parallel import parallel_map
 from splitshuffle_gan.volume import PLANES, plane_axes

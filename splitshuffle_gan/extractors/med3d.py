@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from splitshuffle_gan import __version__, nd
-from splitshuffle_gan.data.nifti import read_nifti
 from splitshuffle_gan.data.phantom import LABELS, make_phantom
 from splitshuffle_gan.data.prepare import DEFAULT_PERCENTILES, find_scans
+from splitshuffle_gan.data.readers.nifti import read_nifti
 from splitshuffle_gan.devices import make_accelerator
 from splitshuffle_gan.errors import UserError
 from splitshuffle_gan.extractors.encoder import Encoder, EncoderConfig

@@ -18,8 +18,8 @@ from accelerate import PartialState
 
 from splitshuffle_gan.checkpoint import find_checkpoint
 from splitshuffle_gan.data.dataset import open_dataset
-from splitshuffle_gan.data.nifti import read_nifti
 from splitshuffle_gan.data.prepare import DEFAULT_PERCENTILES, find_scans
+from splitshuffle_gan.data.readers.nifti import read_nifti
 from splitshuffle_gan.devices import wants_cpu
 from splitshuffle_gan.errors import UserError
 from splitshuffle_gan.models.generator import Generator

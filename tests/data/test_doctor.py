@@ -17,11 +17,13 @@ from PIL import Image
 from scipy import ndimage
 
 from splitshuffle_gan.config import Schedule
-from splitshuffle_gan.data import doctor as module
 from splitshuffle_gan.data.dataset import open_dataset
-from splitshuffle_gan.data.doctor import DoctorConfig, examine, looks_like_hu, measure
-from splitshuffle_gan.data.doctor_report import TILE, draw_views, table
-from splitshuffle_gan.data.scans import find_scans
+from splitshuffle_gan.data.doctor import findings, proposal
+from splitshuffle_gan.data.doctor.examine import DoctorConfig, examine
+from splitshuffle_gan.data.doctor.measure import QUANTILES, looks_like_hu, measure, standardised
+from splitshuffle_gan.data.doctor.picture import TILE, draw_views
+from splitshuffle_gan.data.doctor.report import table
+from splitshuffle_gan.data.readers.scans import find_scans
 from splitshuffle_gan.errors import UserError
 
 SHAPE = (20, 24, 18)
@@ -158,9 +160,9 @@ def test_the_same_picture_with_other_intensities_is_found(scans):
 
 def test_pairs_are_found_across_blocks_of_comparison(monkeypatch):
     rng = np.random.default_rng(0)
-    rows = [module._standardised(rng.normal(size=512)) for _ in range(1500)]
+    rows = [standardised(rng.normal(size=512)) for _ in range(1500)]
     rows[1400], rows[1499] = rows[3], rows[1100]
-    pairs = module._alike_pictures([{"name": str(i), "_sample": row} for i, row in enumerate(rows)])
+    pairs = findings._alike_pictures([{"name": str(i), "_sample": row} for i, row in enumerate(rows)])
     assert {(a["name"], b["name"]) for a, b in pairs} == {("3", "1400"), ("1100", "1499")}
 
 
@@ -177,8 +179,8 @@ def test_ct_cut_off_below_is_found(tmp_path):
     assert found(look(tmp_path / "in"))["mixed units"] == {"2.nii.gz"}
     facts = {"name": "a", "looks_like_hu": True, "few_values": False, "share_highest": 0.0, "share_lowest": 0.3}
     levels = {"0": -250.0, "100": 650.0}
-    assert list(module._saturated([facts | {"percentiles": levels}])) == ["in HU, but cut off below"]
-    assert not module._saturated([facts | {"percentiles": levels | {"0": -1024.0}}])
+    assert list(findings._saturated([facts | {"percentiles": levels}])) == ["in HU, but cut off below"]
+    assert not findings._saturated([facts | {"percentiles": levels | {"0": -1024.0}}])
 
 
 def test_a_label_map_among_scans_is_found(scans):
@@ -348,7 +350,7 @@ def test_the_proposal_runs_for_a_bad_set_in_a_folder_with_an_awkward_name(tmp_pa
 
 def test_every_folder_name_survives_a_shell(tmp_path):
     for name in ("plain", "two words", "it's", "back\\slash $HOME `x`", "line\nbreak", os.fsdecode(b"\xff\xfe"), "ü*?"):
-        line = module._quoted(name)
+        line = proposal._quoted(name)
         assert "\n" not in line
         again = subprocess.run(["bash", "-c", f"printf %s {line}"], capture_output=True, check=True).stdout
         assert again == os.fsencode(name)
@@ -363,7 +365,7 @@ def test_a_relative_source_that_starts_with_a_dash_is_no_option(tmp_path, monkey
 @settings(deadline=None)
 @given(st.integers(1, 3000))
 def test_a_side_is_valid_holds_what_is_needed_and_little_more(need):
-    side = module._side(need)
+    side = proposal._side(need)
     Schedule.for_shape((side, side, side))
     assert side >= need
     valid = next(n for n in range(max(need, 4), 2 * need + 8) if n % 2 ** max((n // 4).bit_length() - 2, 0) == 0)
@@ -397,17 +399,17 @@ def test_the_grid_holds_the_foreground_of_nearly_all_scans(tmp_path):
 
 def test_the_grid_holds_whole_scans_and_not_each_axis_by_itself():
     extents = np.full((100, 3), 30.0)
-    assert module._grid(extents, np.ones(3)) == (32, 32, 32)
+    assert proposal._grid(extents, np.ones(3)) == (32, 32, 32)
     extents[:5, 0] = 60
-    assert module._grid(extents, np.ones(3)) == (32, 32, 32)
+    assert proposal._grid(extents, np.ones(3)) == (32, 32, 32)
     extents[5:10, 1] = 60  # per axis 95 of 100 fit, but only 90 scans would
-    shape = np.array(module._grid(extents, np.ones(3)))
+    shape = np.array(proposal._grid(extents, np.ones(3)))
     assert (extents <= shape).all(axis=1).mean() >= 0.95
-    assert module._grid(extents, np.array([2.0, 2.0, 1.0])) == (32, 32, 32)
+    assert proposal._grid(extents, np.array([2.0, 2.0, 1.0])) == (32, 32, 32)
 
 
 def test_too_large_a_grid_grows_all_spacings_alike():
-    levels = {f"{at:g}": float(at) for at in module.QUANTILES}
+    levels = {f"{at:g}": float(at) for at in QUANTILES}
     facts = {
         "name": "a",
         "shape": [512, 512, 400],
@@ -416,11 +418,11 @@ def test_too_large_a_grid_grows_all_spacings_alike():
         "looks_like_hu": False,
         "foreground_mm": [[-128.0, 128.0], [-128.0, 128.0], [-200.0, 200.0]],
     }
-    proposal = module._propose(DoctorConfig(source=Path("in")), [facts], [], 1.0)
-    assert np.prod(proposal["shape"]) <= module.MAX_VOXELS
-    assert np.prod(proposal["shape_at_median_spacing"]) > module.MAX_VOXELS
-    assert proposal["spacing"][0] / proposal["spacing"][1] == pytest.approx(2, rel=1e-4)
-    assert (np.array(proposal["shape"]) * proposal["spacing"] >= (400, 256, 256)).all()
+    proposed = proposal.propose(Path("in"), None, [facts], [], 1.0)
+    assert np.prod(proposed["shape"]) <= proposal.MAX_VOXELS
+    assert np.prod(proposed["shape_at_median_spacing"]) > proposal.MAX_VOXELS
+    assert proposed["spacing"][0] / proposed["spacing"][1] == pytest.approx(2, rel=1e-4)
+    assert (np.array(proposed["shape"]) * proposed["spacing"] >= (400, 256, 256)).all()
 
 
 def test_sparse_scans_get_percentiles_that_leave_a_range(tmp_path, run, monkeypatch):

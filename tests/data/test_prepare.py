@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from splitshuffle_gan.data import prepare as module
-from splitshuffle_gan.data.nifti import read_nifti
 from splitshuffle_gan.data.prepare import PrepareConfig, find_scans, prepare, restore, to_source_units
+from splitshuffle_gan.data.readers.nifti import read_nifti
 from splitshuffle_gan.data.resample import resample
 from splitshuffle_gan.errors import UserError
 

@@ -13,9 +13,9 @@ import torch
 
 from splitshuffle_gan.config import GeneratorConfig
 from splitshuffle_gan.data.dataset import open_dataset
-from splitshuffle_gan.data.nifti import read_nifti
 from splitshuffle_gan.data.phantom import make_phantom, write_phantoms
 from splitshuffle_gan.data.prepare import PrepareConfig, prepare
+from splitshuffle_gan.data.readers.nifti import read_nifti
 from splitshuffle_gan.errors import UserError
 from splitshuffle_gan.metrics.source import IntensityRule, from_arrays, open_pair, open_volumes
 from splitshuffle_gan.models.generator import Generator

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from splitshuffle_gan.data.arrays import array_scan
+from splitshuffle_gan.data.readers.arrays import array_scan
 from splitshuffle_gan.errors import UserError
 from splitshuffle_gan.volume import from_xyz
 

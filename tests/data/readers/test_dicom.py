@@ -32,8 +32,8 @@ from pydicom.uid import (
     SegmentationStorage,
 )
 
-from splitshuffle_gan.data import dicom_file
-from splitshuffle_gan.data.dicom import find_series
+from splitshuffle_gan.data.readers import dicom_file
+from splitshuffle_gan.data.readers.dicom import find_series
 from splitshuffle_gan.errors import UserError
 from splitshuffle_gan.volume import PLANES
 
@@ -342,7 +342,7 @@ def test_mixed_sizes_become_parts(tmp_path):
 
 
 def test_a_scan_crosses_processes_and_many_files_are_shared_out(tmp_path, monkeypatch):
-    monkeypatch.setattr("splitshuffle_gan.data.dicom.CHUNK", 2)
+    monkeypatch.setattr("splitshuffle_gan.data.readers.dicom.CHUNK", 2)
     truth = Truth()
     write(tmp_path, truth)
     scans, rejected = find(tmp_path, workers=2)

@@ -17,7 +17,7 @@ from pydicom.pixels import get_decoder
 from pydicom.tag import Tag
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, MediaStorageDirectoryStorage
 
-from splitshuffle_gan.data.dicom_frame import CONTEXT, GEOMETRY, Frame, Layout, frames_of
+from splitshuffle_gan.data.readers.dicom_frame import CONTEXT, GEOMETRY, Frame, Layout, frames_of
 from splitshuffle_gan.errors import UserError
 
 MAGIC_AT = 128  # the magic word follows a preamble of so many bytes

@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from splitshuffle_gan.data.archive import Limits, extract
+from splitshuffle_gan.data.known.archive import Limits, extract
 from splitshuffle_gan.errors import UserError
 
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from splitshuffle_gan.data.arrays import NRRD_SUFFIXES, NUMPY_SUFFIXES, array_scan
-from splitshuffle_gan.data.nifti import nifti_scans, with_voxels
-from splitshuffle_gan.data.nifti_header import MGH_SUFFIXES, PAIR_SUFFIXES, SUFFIXES, VOXEL_SUFFIXES
-from splitshuffle_gan.data.scan import Rejected, Scan
+from splitshuffle_gan.data.readers.arrays import NRRD_SUFFIXES, NUMPY_SUFFIXES, array_scan
+from splitshuffle_gan.data.readers.nifti import nifti_scans, with_voxels
+from splitshuffle_gan.data.readers.nifti_header import MGH_SUFFIXES, PAIR_SUFFIXES, SUFFIXES, VOXEL_SUFFIXES
+from splitshuffle_gan.data.readers.scan import Rejected, Scan
 from splitshuffle_gan.errors import UserError
 
 # What may stand at a name's end, longest first: `.nii.gz` is not `.gz`.
@@ -171,7 +171,7 @@ def _is_dicom(path: Path) -> bool:
 
 def _series(files: list[Path], root: Path, correct_tilt: bool) -> tuple[list[Scan], list[Rejected]]:
     # Only here: pydicom takes a while to import, which a folder of NIfTI files need not wait for.
-    from splitshuffle_gan.data.dicom import find_series
+    from splitshuffle_gan.data.readers.dicom import find_series
 
     return find_series(files, root, correct_tilt)
 

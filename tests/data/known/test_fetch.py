@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 
 from splitshuffle_gan.commands import COMMANDS
-from splitshuffle_gan.data import download as downloads
-from splitshuffle_gan.data import fetch as fetching
-from splitshuffle_gan.data import known_sets
-from splitshuffle_gan.data.fetch import FetchConfig, fetch
-from splitshuffle_gan.data.known_sets import KNOWN_SETS, archive_of
+from splitshuffle_gan.data.known import download as downloads
+from splitshuffle_gan.data.known import fetch as fetching
+from splitshuffle_gan.data.known import known_sets
+from splitshuffle_gan.data.known.fetch import FetchConfig, fetch
+from splitshuffle_gan.data.known.known_sets import KNOWN_SETS, archive_of
 from splitshuffle_gan.errors import UserError
 
 ARCHIVE = "Task04_Hippocampus.tar"
@@ -509,7 +509,8 @@ def test_known_sets_need_no_network_or_torch_to_be_listed():
     import subprocess
     import sys
 
-    code = "import sys; from splitshuffle_gan.data.fetch import overview; overview(); print('torch' in sys.modules)"
+    code = "import sys; from splitshuffle_gan.data.known.fetch import overview; overview();"
+    code += "print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
     assert known_sets.KNOWN_SETS

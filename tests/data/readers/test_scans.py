@@ -7,8 +7,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from splitshuffle_gan.data.nifti import NiftiScan
-from splitshuffle_gan.data.scans import find_scans
+from splitshuffle_gan.data.readers.nifti import NiftiScan
+from splitshuffle_gan.data.readers.scans import find_scans
 from splitshuffle_gan.errors import UserError
 
 ARRAY = np.arange(24, dtype=np.int16).reshape(2, 3, 4)

@@ -9,7 +9,7 @@ import numpy as np
 from nibabel.arrayproxy import ArrayProxy
 from nibabel.orientations import apply_orientation, ornt2axcodes
 
-from splitshuffle_gan.data.nifti_header import (
+from splitshuffle_gan.data.readers.nifti_header import (
     COMPRESSED,
     DAMAGE,
     PAIR_SUFFIXES,
@@ -23,7 +23,7 @@ from splitshuffle_gan.data.nifti_header import (
     reason,
     stated_volumes,
 )
-from splitshuffle_gan.data.scan import Header, Scan
+from splitshuffle_gan.data.readers.scan import Header, Scan
 from splitshuffle_gan.errors import UserError
 from splitshuffle_gan.volume import Volume, from_xyz, plane_axes, spacing_of
 

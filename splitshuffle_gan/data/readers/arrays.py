@@ -4,12 +4,13 @@ import json
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 from nibabel.orientations import apply_orientation, ornt2axcodes
 
-from splitshuffle_gan.data.nifti_header import canonical, check_affine, reason
-from splitshuffle_gan.data.scan import Header, Scan
+from splitshuffle_gan.data.readers.nifti_header import canonical, check_affine, reason
+from splitshuffle_gan.data.readers.scan import Header, Scan
 from splitshuffle_gan.errors import UserError
 from splitshuffle_gan.volume import Volume, from_xyz
 
@@ -37,6 +38,7 @@ SIDECAR = '{"affine": 4x4, index (x, y, z, 1) to RAS mm, "axes": "xyz"}'
 # What NumPy, zlib and pynrrd's parsers are known to raise on a damaged file, besides pynrrd's own error.
 _DAMAGE = (OSError, EOFError, zlib.error, ValueError, TypeError, OverflowError)
 _DAMAGE += (KeyError, IndexError, AttributeError, StopIteration)
+_DAMAGE += (SyntaxError, TokenError, RecursionError)  # of NumPy, which parses a header as Python
 
 
 @dataclass(frozen=True)

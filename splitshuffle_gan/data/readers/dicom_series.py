@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from splitshuffle_gan.data.dicom_frame import CONTEXT, Frame
+from splitshuffle_gan.data.readers.dicom_frame import CONTEXT, Frame
 from splitshuffle_gan.errors import UserError
 
 # Frames whose direction cosines differ less belong together: 0.02 mm at the far corner of a slice of 200 mm.

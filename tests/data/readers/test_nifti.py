@@ -7,8 +7,15 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from splitshuffle_gan.data.nifti import NiftiScan, nifti_scans, read_nifti, read_spacing, with_voxels, write_nifti
-from splitshuffle_gan.data.nifti_header import SYNTHETIC
+from splitshuffle_gan.data.readers.nifti import (
+    NiftiScan,
+    nifti_scans,
+    read_nifti,
+    read_spacing,
+    with_voxels,
+    write_nifti,
+)
+from splitshuffle_gan.data.readers.nifti_header import SYNTHETIC
 from splitshuffle_gan.errors import UserError
 from splitshuffle_gan.sampler import DESCRIPTION
 from splitshuffle_gan.volume import PLANES, Volume, grid_affine

@@ -9,9 +9,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from splitshuffle_gan.data.coca import VESSELS, draw_labels, fill, read_outlines
-from splitshuffle_gan.data.fetch import FetchConfig, fetch
-from splitshuffle_gan.data.scan import Header
+from splitshuffle_gan.data.known.coca import VESSELS, draw_labels, fill, read_outlines
+from splitshuffle_gan.data.known.fetch import FetchConfig, fetch
+from splitshuffle_gan.data.readers.scan import Header
 from splitshuffle_gan.errors import UserError
 
 COLUMNS, ROWS, SLICES = 40, 32, 12

@@ -19,7 +19,7 @@ from xml.parsers.expat import ExpatError
 
 import numpy as np
 
-from splitshuffle_gan.data.scan import Header
+from splitshuffle_gan.data.readers.scan import Header
 from splitshuffle_gan.errors import UserError
 
 # Label, by the name in full or short, in any case.

@@ -18,10 +18,10 @@ import tyro
 from tqdm import tqdm
 
 from splitshuffle_gan import __version__
-from splitshuffle_gan.data.archive import extract
-from splitshuffle_gan.data.download import download, verify
-from splitshuffle_gan.data.known_sets import KNOWN_SETS, KnownSet, archive_of, describe, known_set
-from splitshuffle_gan.data.trees import Tree, dicom_files, read_adni, read_coca_gated, read_coca_nongated
+from splitshuffle_gan.data.known.archive import extract
+from splitshuffle_gan.data.known.download import download, verify
+from splitshuffle_gan.data.known.known_sets import KNOWN_SETS, KnownSet, archive_of, describe, known_set
+from splitshuffle_gan.data.known.trees import Tree, dicom_files, read_adni, read_coca_gated, read_coca_nongated
 from splitshuffle_gan.errors import UserError
 from splitshuffle_gan.output import refuse_existing, whole_folder, write_json
 
@@ -191,8 +191,8 @@ def _write_labels(
     """
     import numpy as np
 
-    from splitshuffle_gan.data.coca import draw_labels, read_outlines
-    from splitshuffle_gan.data.nifti import write_nifti
+    from splitshuffle_gan.data.known.coca import draw_labels, read_outlines
+    from splitshuffle_gan.data.readers.nifti import write_nifti
     from splitshuffle_gan.volume import from_xyz
 
     (folder / "labels").mkdir()
@@ -219,7 +219,7 @@ def _write_labels(
 
 def _only_series(folder: Path):
     """The one series in images/ID, by the name that it has for `prepare`."""
-    from splitshuffle_gan.data.dicom import find_series
+    from splitshuffle_gan.data.readers.dicom import find_series
 
     scans, rejected = find_series(dicom_files(folder), folder.parent, workers=1)
     if len(scans) != 1:

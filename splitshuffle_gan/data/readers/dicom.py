@@ -16,11 +16,11 @@ import numpy as np
 from nibabel.orientations import aff2axcodes, apply_orientation, inv_ornt_aff, io_orientation
 from tqdm import tqdm
 
-from splitshuffle_gan.data.dicom_file import DicomFile, decoder_missing, examine_files, read_pixels
-from splitshuffle_gan.data.dicom_frame import Frame
-from splitshuffle_gan.data.dicom_series import Stack, build_stack, check_parallel, describe, split_parts
+from splitshuffle_gan.data.readers.dicom_file import DicomFile, decoder_missing, examine_files, read_pixels
+from splitshuffle_gan.data.readers.dicom_frame import Frame
+from splitshuffle_gan.data.readers.dicom_series import Stack, build_stack, check_parallel, describe, split_parts
+from splitshuffle_gan.data.readers.scan import Header, Rejected, Scan
 from splitshuffle_gan.data.resample import resample
-from splitshuffle_gan.data.scan import Header, Rejected, Scan
 from splitshuffle_gan.errors import UserError
 from splitshuffle_gan.parallel import parallel_map
 from splitshuffle_gan.volume import Volume, from_xyz

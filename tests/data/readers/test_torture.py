@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from splitshuffle_gan.data.prepare import PrepareConfig, prepare
-from splitshuffle_gan.data.scans import find_scans
+from splitshuffle_gan.data.readers.scans import find_scans
 from splitshuffle_gan.errors import UserError
 from splitshuffle_gan.volume import from_xyz, plane_axes
 
@@ -300,7 +300,8 @@ CASES: list[tuple[str, Callable[[Path], object], str, str]] = [
     ("NRRD header without its data file", only(".nhdr", ".raw.gz"), FAILS, "data file 'odd.raw.gz' is not"),
     ("NRRD without space", only(".nrrd", change=(b"space: left-posterior-superior\n", b"")),
      FAILS, "place in the patient"),
-    ("NRRD with spacings alone", only(".nrrd", change=(b"space directions", b"directions")), FAILS, "directions is None"),
+    ("NRRD with spacings alone", only(".nrrd", change=(b"space directions", b"directions")),
+     FAILS, "directions is None"),
     ("NRRD in an unknown space", only(".nrrd", change=(b"left-posterior-superior", b"scanner-xyz")),
      FAILS, "scanner-xyz"),
     ("NRRD cut in half", content(lambda w: w[: len(w) - 200], f"{ODD}.nrrd", "whole.nrrd"), FAILS, "cannot be read"),

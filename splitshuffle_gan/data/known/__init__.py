@@ -1,0 +1,1 @@
+"""Known sets: where they come from, and how they become folders of scans."""

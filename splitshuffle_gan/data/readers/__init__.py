@@ -1,0 +1,1 @@
+"""Files of many formats to scans: headers first, voxels on demand."""
