@@ -1,5 +1,6 @@
 """Volumes on disk: NumPy files that hold a row per volume, written in any order and read as one array."""
 
+import errno
 import io
 import os
 import shutil
@@ -44,16 +45,28 @@ class Rows:
         return all(path.is_file() and path.stat().st_size == self._file_bytes(count) for path, count in expected)
 
     def create(self) -> None:
-        """Make the files, their room on disk reserved. Raises OSError on a full disk."""
+        """Make the files, their room on disk reserved: better refused now than after hours of work.
+
+        Raises UserError on a full disk.
+        """
         self.folder.mkdir(exist_ok=True)
         for path, count in zip(self.paths(), self.counts, strict=True):
-            with open(path, "wb") as file:
-                file.write(self._header(count))
-                if hasattr(os, "posix_fallocate"):
-                    # Rather now than after hours of work.
-                    os.posix_fallocate(file.fileno(), 0, self._file_bytes(count))
-                else:
-                    file.truncate(self._file_bytes(count))
+            try:
+                self._reserve(path, count)
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                wanted, free = self._file_bytes(count) / 2**20, shutil.disk_usage(self.folder).free / 2**20
+                room = f"{path.name} needs {wanted:.1f} MiB, {free:.1f} MiB are free"
+                raise UserError(f"out: the disk is full at {self.folder}: {room}; choose another place") from error
+
+    def _reserve(self, path: Path, count: int) -> None:
+        with open(path, "wb") as file:
+            file.write(self._header(count))
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, self._file_bytes(count))
+            else:
+                file.truncate(self._file_bytes(count))
 
     def write(self, row: int, array: np.ndarray) -> None:
         """Put `[D, H, W]` into its place."""

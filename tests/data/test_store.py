@@ -1,8 +1,12 @@
 """Rows in NumPy files, read as one array."""
 
+import subprocess
+
+import nibabel as nib
 import numpy as np
 import pytest
 
+from splitshuffle_gan.data.prepare import PrepareConfig, prepare
 from splitshuffle_gan.data.store import Rows, Shards, open_rows, split_rows
 from splitshuffle_gan.errors import UserError
 
@@ -101,3 +105,28 @@ def test_rows_are_split_into_full_files_and_a_rest():
 def test_there_is_no_row_beyond_the_last(rows):
     with pytest.raises(IndexError):
         rows.read(7)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 64 KiB; skips where none can be mounted."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    try:
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder], capture_output=True)
+    except OSError:
+        pytest.skip("no mount command")
+    if done.returncode:
+        pytest.skip("mounting a tmpfs needs rights that are not there")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_full_disk_is_told_before_the_work(small_disk, tmp_path):
+    (tmp_path / "scans").mkdir()
+    for number in range(4):
+        voxels = np.random.default_rng(number).uniform(0, 1000, (16, 16, 16)).astype(np.float32)
+        nib.save(nib.Nifti1Image(voxels, np.eye(4)), tmp_path / "scans" / f"{number}.nii.gz")
+    with pytest.raises(UserError, match=r"disk is full at .*small.*: volumes.npy needs 0.1 MiB, 0.1 MiB are free"):
+        prepare(PrepareConfig(tmp_path / "scans", small_disk / "dataset", (16, 16, 16), workers=1))
+    assert not any(small_disk.iterdir())
