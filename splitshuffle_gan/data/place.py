@@ -51,6 +51,9 @@ def read_target(path: Path, geometry: dict) -> Target:
     Raises UserError as `read_nifti` does, and when percentiles are wanted of a scan that is constant or not finite.
     """
     path = Path(path)
+    if path.is_dir() or path.suffix.lower() == ".dcm":
+        wanted = "a NIfTI file is wanted: convert the series, as with dcm2niix"
+        raise UserError(f"like: {path} is a folder or DICOM; {wanted}")
     scan = read_nifti(path, geometry["plane"])
     intensity = dict(geometry["intensity"])
     if intensity["kind"] == "percentiles":

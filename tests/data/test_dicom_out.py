@@ -11,6 +11,7 @@ from scipy.spatial.transform import Rotation
 from splitshuffle_gan import __version__
 from splitshuffle_gan.data import dicom_out
 from splitshuffle_gan.data.dicom_out import write_dicom
+from splitshuffle_gan.data.readers.dicom import find_series
 from splitshuffle_gan.errors import UserError
 from splitshuffle_gan.volume import IntensityMap, Volume, grid_affine
 
@@ -171,6 +172,8 @@ def test_it_is_marked_as_synthetic_and_is_nobodys(tmp_path, modality):
         for keyword in PERSONAL:
             assert not image.get(keyword), keyword
         assert not any(element.tag.is_private for element in image)
+    (scan,), _ = find_series(sorted(folder.iterdir()), tmp_path)
+    assert scan.header().personal == ()
 
 
 def test_uids(tmp_path):

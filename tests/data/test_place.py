@@ -201,3 +201,11 @@ def test_other_ways_to_say_where(tmp_path, forms):
     if forms != "none":  # with neither form, the middle of the grid is at 0
         to_mm = 1e-3 if forms == "microns" else 1
         np.testing.assert_allclose(middle_of_mass(placed) * to_mm, CENTRE + turn @ away, atol=0.02)
+
+
+@pytest.mark.parametrize("name", ["series", "IM000001.dcm"])
+def test_dicom_is_told_from_a_damaged_file(tmp_path, name):
+    path = tmp_path / name
+    path.mkdir() if name == "series" else path.write_bytes(b"dicom")
+    with pytest.raises(UserError, match="is a folder or DICOM; a NIfTI file is wanted"):
+        read_target(path, {"plane": "axial", "intensity": {"kind": "window", "low": 0, "high": 1}})

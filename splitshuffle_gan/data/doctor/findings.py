@@ -44,7 +44,8 @@ def judge(scans: list[dict], rejected: list[Rejected]) -> list[dict]:
     if hu and len(hu) < len(whole):
         rest = [scan["name"] for scan in whole if not scan["looks_like_hu"]]
         fewer, what = (hu, "looks like HU") if 2 * len(hu) <= len(whole) else (rest, "does not look like HU")
-        say("warning", "mixed units", f"{what}, the others {'do not' if fewer is hu else 'do'}", fewer)
+        apart = "prepare them apart, the proposal below takes all together"
+        say("bad", "mixed units", f"{what}, the others {'do not' if fewer is hu else 'do'}: {apart}", fewer)
     for level, kind, text, names in _outliers(scans):
         say(level, kind, text, names)
     for remark, names in _grouped(scans, "remarks", lambda text: re.sub(r"\d+", "#", text)).items():

@@ -119,6 +119,9 @@ def overview() -> str:
 
 def _from_archive(config: FetchConfig, known: KnownSet) -> Path:
     url, md5 = archive_of(known)
+    if config.source and not config.source.is_file():
+        wanted = PurePosixPath(urlsplit(url).path).name
+        raise UserError(f"from: {config.source} is no file; {config.name} wants its archive, {wanted}")
     archive = config.source or config.to.with_name(f"{config.to.name}.{PurePosixPath(urlsplit(url).path).name}")
     digests = verify(archive, md5) if config.source else download(url, archive, md5)
     with whole_folder(config.to) as folder:

@@ -40,7 +40,7 @@ HEADER = (
     "PerFrameFunctionalGroupsSequence"
 ).split()
 PERSONAL_TAGS = {keyword: Tag(keyword) for keyword in PERSONAL}
-TAGS = [Tag(keyword) for keyword in (*HEADER, *GEOMETRY, *CONTEXT, *PERSONAL)]
+TAGS = [Tag(keyword) for keyword in (*HEADER, *GEOMETRY, *CONTEXT, *PERSONAL, "SyntheticData")]
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,10 @@ def _about(dataset: Dataset) -> dict:
         "modality": modality,
         "syntax": _syntax(dataset),
         "remarks": tuple(remarks),
-        "personal": tuple(keyword for keyword, tag in PERSONAL_TAGS.items() if _is_filled(dataset, tag)),
+        # A series that says it is synthetic, as ours do, is of nobody.
+        "personal": ()
+        if str(dataset.get("SyntheticData", "")) == "YES"
+        else tuple(keyword for keyword, tag in PERSONAL_TAGS.items() if _is_filled(dataset, tag)),
     }
 
 
