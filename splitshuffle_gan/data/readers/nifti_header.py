@@ -120,6 +120,8 @@ def read_header(paths: tuple[Path, ...]) -> Stored:
         header = _parse(path, kind, block)
         shape, dtype = tuple(int(side) for side in header.get_data_shape()), header.get_data_dtype()
         header.get_slope_inter()
+        if header.get_data_offset() < 0:
+            raise ValueError(f"its voxels start at byte {header.get_data_offset()}")
         unit = 1.0 if kind is _MGH else MM_PER_UNIT.get(header.get_xyzt_units()[0], 1.0)
         if kind is not _MGH:
             _check_pixdim(path, raw)
@@ -206,14 +208,15 @@ def _raw(kind: type[SpatialHeader], block: bytes) -> np.void:
     if kind is _MGH:
         return np.frombuffer(block, kind._hdrdtype, count=1)[0]
     native = np.frombuffer(block, kind.template_dtype, count=1)
-    right = native["sizeof_hdr"][0] == kind.template_dtype.itemsize
-    return native[0] if right else native.view(kind.template_dtype.newbyteorder())[0]
+    # By nibabel's own rule: where a damaged header leaves the byte order open, both must read it alike.
+    return native.view(kind.template_dtype.newbyteorder(kind.guessed_endian(native[0])))[0]
 
 
 def _parse(path: Path, kind: type[SpatialHeader], block: bytes) -> SpatialHeader:
     if kind is _MGH:
         # Its `from_fileobj` would read on to the footer, behind all voxels.
-        return kind(block[: kind._hdrdtype.itemsize])
+        with _quiet_nibabel():
+            return kind(block[: kind._hdrdtype.itemsize])
     with opened(path) as file, _quiet_nibabel():
         return kind.from_fileobj(file)
 

@@ -285,6 +285,21 @@ def test_damage_to_other_formats_is_a_user_error_or_harmless(tmp_path, name):
     assert refused > 10
 
 
+@pytest.mark.parametrize("volume", [None, 0, "all"])
+def test_damage_anywhere_in_a_header_never_hides_the_reason(tmp_path, volume):
+    path = tmp_path / "bad.nii"
+    nib.save(nib.Nifti1Image(np.ones((4, 4, 4), np.float32), np.eye(4)), path)
+    content = path.read_bytes()
+    for offset in range(348):
+        for value in (0, 4, 127, 255):
+            path.write_bytes(content[:offset] + bytes([value]) + content[offset + 1 :])
+            try:
+                for found in nifti_scans(path, "bad.nii", volume)[:2]:
+                    found.header(), found.read()
+            except UserError as error:
+                assert "bad.nii" in str(error)
+
+
 def test_no_log_of_nibabels_reaches_the_user(tmp_path, capfd):
     path = tmp_path / "scan.nii"
     nib.save(nib.Nifti1Image(np.ones(SHAPE, np.float32), np.eye(4)), path)
