@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from splitshuffle_gan.errors import UserError
+from splitshuffle_gan.output import whole_file
 from splitshuffle_gan.volume import plane_axes
 
 BACKGROUND, TEXT, DIM_TEXT = (18, 18, 20), (225, 225, 225), (150, 150, 155)
@@ -168,10 +169,6 @@ def _fit(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
 
 def _write(sheet: Image.Image, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with whole_file(path) as temporary:
         sheet.save(temporary, format="PNG", optimize=True)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return path

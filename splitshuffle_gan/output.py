@@ -51,8 +51,21 @@ def whole_folder(out: Path) -> Iterator[Path]:
         shutil.rmtree(previous, ignore_errors=True)
 
 
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A name beside `path` to write to; it becomes `path` when the block ends well and vanishes when it does not.
+
+    It ends as `path` does, for libraries that go by the suffix, and starts with a dot, which hides it from searches.
+    """
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def write_json(path: Path, value: object) -> None:
-    """Write `value` as indented JSON through a temporary name; NaN and infinity raise ValueError."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
-    os.replace(temporary, path)
+    """Write `value` as indented JSON, whole; NaN and infinity raise ValueError."""
+    with whole_file(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")

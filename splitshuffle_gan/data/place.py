@@ -1,7 +1,6 @@
 """A volume without a place of its own, put on the grid of a scan."""
 
 import hashlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from nibabel.orientations import apply_orientation, io_orientation
 from splitshuffle_gan.data.readers.nifti import DESCRIPTION_BYTES, read_nifti
 from splitshuffle_gan.data.resample import resample
 from splitshuffle_gan.errors import UserError
+from splitshuffle_gan.output import whole_file
 from splitshuffle_gan.volume import IntensityMap, Volume, to_xyz
 
 PERCENTILES = (0.5, 99.5)  # of the scan: the default of `prepare`
@@ -117,10 +117,6 @@ def write_placed(volume: Volume, target: Target, path: Path, dtype: type, descri
         image.set_sform(image.affine, code=1)
         image.set_qform(image.affine, code=1)
     image.header["descrip"] = description.encode()[:DESCRIPTION_BYTES]
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
+    with whole_file(path) as temporary:
         nib.save(image, temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return path

@@ -26,6 +26,7 @@ from splitshuffle_gan import nd
 from splitshuffle_gan.errors import UserError
 from splitshuffle_gan.extractors.catalogue import Extractor
 from splitshuffle_gan.metrics.source import VolumeSet, volume_hash
+from splitshuffle_gan.output import whole_file
 from splitshuffle_gan.volume import plane_slices
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
@@ -176,11 +177,10 @@ def _read_cached(path: Path, count: int, extractor: Extractor) -> np.ndarray | N
 
 def _write_cached(path: Path, features: np.ndarray) -> None:
     """Store the features; where that cannot be, warn: they are there all the same."""
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.npy")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        np.save(temporary, features, allow_pickle=False)
-        os.replace(temporary, path)
+        with whole_file(path) as temporary:
+            np.save(temporary, features, allow_pickle=False)
     except OSError as error:
         warnings.warn(f"cache: {path.parent} cannot be written ({error}); choose another folder", stacklevel=2)
 

@@ -1,7 +1,6 @@
 """What `doctor` found, as a picture: slices of scans, their intensity ranges, their histograms."""
 
 import math
-import os
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ from PIL import Image
 
 from splitshuffle_gan.data.doctor.report import printable
 from splitshuffle_gan.data.readers.scan import Scan
+from splitshuffle_gan.output import whole_file
 from splitshuffle_gan.volume import spacing_of, to_xyz
 
 TILE, GAP = 120, 3
@@ -51,7 +51,7 @@ def picture(report: dict, tiles: list[dict], histograms: list[dict], path: Path)
     panels = np.atleast_1d(upper.subplots(rows, COLUMNS)).ravel()
     for panel in panels:
         panel.set_axis_off()
-    for panel, tile in zip(panels, tiles, strict=False):
+    for panel, tile in zip(panels[: len(tiles)], tiles, strict=True):
         panel.imshow(tile["image"], cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         name = printable(tile["name"])
         title = ("..." + name[-29:] if len(name) > 32 else name) + (f"   {tile['finding']}" if tile["finding"] else "")
@@ -69,7 +69,9 @@ def picture(report: dict, tiles: list[dict], histograms: list[dict], path: Path)
     left, right = lower.subplots(1, 2)
     _draw_ranges(left, [scan for scan in report["scans"] if scan["percentiles"]])
     _draw_histograms(right, histograms, report["proposal"])
-    return _save(figure, path)
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, format="png")
+    return path
 
 
 def _draw_ranges(panel, scans: list[dict]) -> None:
@@ -117,13 +119,3 @@ def _dress(panel, title: str) -> None:
     panel.tick_params(labelsize=8)
     panel.grid(axis="y", color="0.92")
     panel.spines[["top", "right"]].set_visible(False)
-
-
-def _save(figure: Figure, path: Path) -> Path:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        figure.savefig(temporary, format="png")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path

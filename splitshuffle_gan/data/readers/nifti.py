@@ -1,6 +1,5 @@
 """NIfTI and MGH files to Volumes, and Volumes to NIfTI files."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from splitshuffle_gan.data.readers.nifti_header import (
 )
 from splitshuffle_gan.data.readers.scan import Header, Scan
 from splitshuffle_gan.errors import UserError
+from splitshuffle_gan.output import whole_file
 from splitshuffle_gan.volume import Volume, from_xyz, plane_axes, spacing_of
 
 DESCRIPTION_BYTES = 79
@@ -126,8 +126,7 @@ def write_nifti(volume: Volume, path: Path, dtype: type | None = None, descripti
     than one channel, or values that the type cannot hold.
     """
     path = Path(path)
-    suffix = next((s for s in reversed(SUFFIXES) if path.name.endswith(s)), None)
-    if suffix is None:
+    if not path.name.endswith(SUFFIXES):
         raise ValueError(f"{path}: a NIfTI file's name ends with .nii or .nii.gz")
     if volume.array.shape[0] != 1:
         raise ValueError(f"{path}: a file holds one channel; the volume has {volume.array.shape[0]}")
@@ -137,13 +136,8 @@ def write_nifti(volume: Volume, path: Path, dtype: type | None = None, descripti
     image.header["descrip"] = description.encode()[:DESCRIPTION_BYTES]
     image.set_sform(image.affine, code=1)
     image.set_qform(image.affine, code=1)
-    # nibabel picks the format by the suffix, so the temporary name keeps it; the dot hides it from `prepare`.
-    temporary = path.with_name(f".{path.name.removesuffix(suffix)}.{os.getpid()}{suffix}")
-    try:
+    with whole_file(path) as temporary:
         nib.save(image, temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 
