@@ -60,7 +60,8 @@ def _dispatch(arguments: list[str], program: str | None) -> None:
 
 def _parse(name: str, options_class: type, arguments: list[str], program: str) -> Any:
     """The options, with a preset's values as defaults."""
-    preset, arguments = _take_preset(arguments)
+    # The benchmark's preset is an option of its own: it names what to measure and holds no defaults.
+    preset, arguments = (None, arguments) if name == "benchmark" else _take_preset(arguments)
     default: Any = tyro.MISSING_NONPROP
     if preset is not None and name in ("prepare", "train2d", "train3d"):
         default = _from_preset(name, options_class, load_preset(preset).get(name, {}), arguments)

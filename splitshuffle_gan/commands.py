@@ -134,6 +134,7 @@ class SampleOptions:
             its own, a window stays.
         dicom: write each volume as a CT or MR series too, into seed0000.dicom/ beside seed0000.nii.gz.
         modality: of that series; default CT where the set's intensities are a window that can be HU, else MR.
+        compile: have torch.compile fuse what lies between convolutions; pays for hundreds of volumes. Needs a compiler.
         overwrite: replace the samples in `out`.
     """
 
@@ -149,6 +150,7 @@ class SampleOptions:
     like: Path | None = None
     dicom: bool = False
     modality: Literal["CT", "MR"] | None = None
+    compile: bool = False
     overwrite: bool = False
 
 
@@ -280,7 +282,7 @@ def benchmark(options: Any) -> None:
     from splitshuffle_gan.benchmark import benchmark, table
 
     print(table(benchmark(options)))
-    print(f"\nthe same in {options.out}")
+    print(f"\nthe same in {options.out}; look at {options.picture}")
 
 
 def score(options: Any) -> None:

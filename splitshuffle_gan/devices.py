@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator, PartialState
 
+from splitshuffle_gan.passes import compile_passes
+
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
 
 
@@ -42,7 +44,14 @@ def keep_freed_memory() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
         mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        mallopt(M_TRIM_THRESHOLD, -1)  # never
+
+
+def start_compiler(device: torch.device) -> None:
+    """Compile what lies between convolutions (`passes.compile_passes`); say so in one line where that cannot be."""
+    reason = compile_passes(device)
+    if reason is not None:
+        print(f"compile: no working compiler here ({reason}); going on without, to the same results", file=sys.stderr)
 
 
 def make_accelerator(mixed_precision: str = "auto", out: Path | None = None) -> Accelerator:

@@ -17,7 +17,7 @@ from splitshuffle_gan import __version__
 from splitshuffle_gan.checkpoint import find_checkpoint
 from splitshuffle_gan.data.place import Target, place, read_target, write_placed
 from splitshuffle_gan.data.readers.nifti import read_nifti, write_nifti
-from splitshuffle_gan.devices import use_all_cores, wants_cpu
+from splitshuffle_gan.devices import start_compiler, use_all_cores, wants_cpu
 from splitshuffle_gan.errors import UserError
 from splitshuffle_gan.models.generator import Generator
 from splitshuffle_gan.montage import save_montage
@@ -91,6 +91,7 @@ class SampleConfig:
         like: a NIfTI scan on whose grid the volumes are put; see `splitshuffle_gan.data.place.place`.
         dicom: write each volume as a DICOM series too; see `splitshuffle_gan.data.dicom_out`.
         modality: of that series, "CT" or "MR"; default CT where intensities are a window that can be HU, else MR.
+        compile: have torch.compile fuse what lies between convolutions; pays for hundreds of volumes. Needs a compiler.
         overwrite: replace the samples in `out`.
     """
 
@@ -106,6 +107,7 @@ class SampleConfig:
     like: Path | None = None
     dicom: bool = False
     modality: str | None = None
+    compile: bool = False
     overwrite: bool = False
 
     def __post_init__(self) -> None:
@@ -139,6 +141,8 @@ def write_samples(config: SampleConfig) -> Path:
     """
     state = PartialState(cpu=wants_cpu())
     use_all_cores(state)
+    if config.compile:
+        start_compiler(state.device)
     sources = (Path(config.checkpoint), *([config.like] if config.like else []))
     refuse_existing(config.out, config.overwrite, mark="samples.json", keep=sources)
     path = find_checkpoint(config.checkpoint, "generator")

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from splitshuffle_gan import nd
+from splitshuffle_gan import nd, passes
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -16,27 +16,49 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
 # conv -----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", [(3, 3, 3), (1, 3, 3), (3, 1, 1), (1, 1, 1), (5, 3, 3)])
+SIZES = [(3, 3, 3), (1, 3, 3), (3, 1, 1), (1, 1, 1), (5, 3, 3)]
+
+
+@pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("with_bias", [False, True])
-def test_conv_repeats_end_slices_and_pads_planes_with_zeros(size, with_bias):
-    x, weight = normal(2, 3, 4, 5, 6), normal(4, 3, *size, seed=1)
+def test_conv_pads_planes_with_zeros_and_nothing_over_depth(size, with_bias):
+    x, weight = normal(2, 3, 6, 5, 6), normal(4, 3, *size, seed=1)
     bias = normal(4, seed=2) if with_bias else None
+    expected = F.conv3d(F.pad(x, [size[2] // 2] * 2 + [size[1] // 2] * 2), weight, bias)
+    assert expected.shape == (2, 4, 7 - size[0], 5, 6)
+    torch.testing.assert_close(nd.conv(x, weight, bias), expected)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_branch_repeats_end_slices_so_that_the_convolution_keeps_the_grid(size):
+    x, weight = normal(2, 3, 4, 5, 6), normal(4, 3, *size, seed=1)
     border = size[0] // 2
     padded = torch.cat([x[:, :, :1]] * border + [x] + [x[:, :, -1:]] * border, dim=2)
-    expected = F.conv3d(padded, weight, bias, padding=(0, size[1] // 2, size[2] // 2))
-    torch.testing.assert_close(nd.conv(x, weight, bias), expected)
+    (branch,) = nd.branches(x, None, (weight,))
+    assert torch.equal(branch, padded)
+    assert nd.conv(branch, weight).shape == (2, 4, 4, 5, 6)
+
+
+def test_every_branch_is_scaled_and_padded_for_its_own_kernel():
+    x, scale = normal(2, 6, 4, 5, 6), normal(2, 6, seed=1)
+    kernels = normal(4, 3, 3, 3, 3), normal(4, 3, 1, 3, 3)
+    volumetric, planar = nd.branches(x, scale, kernels)
+    scaled = x * scale[:, :, None, None, None]
+    torch.testing.assert_close(volumetric[:, :, 1:-1], scaled[:, :3])
+    torch.testing.assert_close(planar, scaled[:, 3:])
+    assert volumetric.shape[2] == 6
 
 
 @pytest.mark.parametrize("size", [1, 3])
 def test_conv_at_rank_2_is_the_zero_padded_convolution(size):
     x, weight, bias = normal(2, 3, 5, 6), normal(4, 3, size, size, seed=1), normal(4, seed=2)
     expected = F.conv2d(F.pad(x, [size // 2] * 4), weight, bias)
-    torch.testing.assert_close(nd.conv(x, weight, bias), expected)
+    torch.testing.assert_close(nd.conv(*nd.branches(x, None, (weight,)), weight, bias), expected)
 
 
 def test_conv_of_a_depth_constant_volume_is_the_slice_convolution_with_the_summed_kernel():
     x, weight = normal(1, 2, 5, 6), normal(2, 2, 3, 3, 3, seed=1)
-    volume = nd.conv(x[:, :, None].expand(-1, -1, 4, -1, -1), weight)
+    volume = nd.conv(*nd.branches(x[:, :, None].expand(-1, -1, 4, -1, -1), None, (weight,)), weight)
     for depth in range(4):
         torch.testing.assert_close(volume[:, :, depth], F.conv2d(x, weight.sum(2), padding=1))
 
@@ -66,10 +88,6 @@ def repeated(slices):
     return [s for s in slices for _ in range(2)]
 
 
-def halved(slices):
-    return [(a + b) / 2 for a, b in zip(slices[::2], slices[1::2], strict=True)]
-
-
 factors3 = st.tuples(*[st.sampled_from([1, 2])] * 3)
 
 
@@ -86,27 +104,11 @@ def test_upsample_is_the_fir_filter_or_repeats_slices(factors, rank, mode):
     torch.testing.assert_close(nd.upsample(x, factors, mode), expected)
 
 
-@settings(max_examples=20, deadline=None)
-@given(factors=factors3, rank=st.sampled_from([2, 3]))
-def test_downsample_averages_the_cells_that_merge(factors, rank):
-    factors, x = factors[3 - rank :], normal(2, 3, 4, 6, 8)
-    expected = x = x if rank == 3 else x[:, :, 0]
-    for axis, factor in enumerate(factors, start=2):
-        if factor == 2:
-            expected = along(expected, axis, halved)
-    torch.testing.assert_close(nd.downsample(x, factors), expected)
-
-
-def test_half_size_is_the_mean_of_eight():
-    x = normal(1, 1, 4, 4, 4)
-    torch.testing.assert_close(nd.downsample(x, (2, 2, 2)), F.avg_pool3d(x, 2))
-
-
 @pytest.mark.parametrize("mode", ["linear", "nearest"])
 @pytest.mark.parametrize("factors", [(2, 2, 2), (1, 2, 2), (2, 1, 1), (1, 1, 1)])
 def test_constants_survive_resampling_up_to_the_border(factors, mode):
     x = torch.full((1, 2, 4, 4, 6), 0.7)
-    for y in (nd.upsample(x, factors, mode), nd.downsample(x, factors)):
+    for y in (nd.upsample(x, factors, mode), passes.average(x, factors)):
         torch.testing.assert_close(y, torch.full_like(y, 0.7))
 
 
@@ -118,39 +120,11 @@ def test_nearest_depth_repeats_slices_exactly():
 @pytest.mark.parametrize("shape", [(2, 3, 4, 6), (2, 3, 2, 4, 6)])
 def test_bfloat16_stays(shape):
     x, factors = normal(*shape).bfloat16(), (2,) * (len(shape) - 2)
-    for y in (nd.upsample(x, factors), nd.upsample(x, factors, "nearest"), nd.downsample(x, factors)):
+    for y in (nd.upsample(x, factors), nd.upsample(x, factors, "nearest")):
         assert y.dtype == torch.bfloat16
 
 
-# Channels and rows ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("shape", [(2, 3, 4, 5), (2, 3, 4, 5, 6)])
-def test_interleave_concatenates_and_shuffles_with_two_groups(shape):
-    a, b = normal(*shape), normal(*shape, seed=1)
-    assert torch.equal(nd.interleave(a, b), torch.stack((a, b), dim=2).flatten(1, 2))
-    shuffled = F.channel_shuffle(torch.cat((a, b), dim=1), 2)
-    assert torch.equal(nd.interleave(a, b), shuffled)
-
-
-def test_interleave_orders_vectors_too():
-    mixed = nd.interleave(torch.tensor([[0, 1, 2]]), torch.tensor([[10, 11, 12]]))
-    assert mixed.tolist() == [[0, 10, 1, 11, 2, 12]]
-
-
-def test_interleave_keeps_channels_last():
-    half = normal(1, 4, 3, 3, 3).contiguous(memory_format=torch.channels_last_3d)
-    assert nd.interleave(half, half).is_contiguous(memory_format=torch.channels_last_3d)
-
-
-@pytest.mark.parametrize(
-    ("x_shape", "rows_shape"),
-    [((2, 3, 4, 5, 6), (1, 3, 4)), ((2, 3, 4, 5, 6), (1, 3, 1)), ((2, 3, 5, 6), (2, 3)), ((2, 3, 5, 6), (1, 3))],
-)
-def test_add_rows_broadcasts(x_shape, rows_shape):
-    x, rows = normal(*x_shape).double(), normal(*rows_shape, seed=1).double()
-    torch.testing.assert_close(nd.add_rows(x, rows), x + rows[..., None, None])
-    assert torch.autograd.gradcheck(nd.add_rows, (x[:, :, ..., :2, :2].requires_grad_(), rows.requires_grad_()))
+# Rows -----------------------------------------------------------------------------------------------------------------
 
 
 def test_depth_rows_picks_the_row_of_each_slice():

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from splitshuffle_gan import nd
+from splitshuffle_gan import nd, passes
 from splitshuffle_gan.checkpoint import Pretrained
 from splitshuffle_gan.config import GeneratorConfig
 from splitshuffle_gan.errors import UserError
 from splitshuffle_gan.nn.conv import Linear
-from splitshuffle_gan.nn.styled import ACTIVATION_GAIN, StyledConv, ToImage, activate
+from splitshuffle_gan.nn.styled import ACTIVATION_GAIN, StyledConv, ToImage
 
 NoiseMode = Literal["random", "const", "none"]
 
@@ -30,7 +30,7 @@ class Mapping(nn.Module):
         """Normalise z to unit mean square, then the layers."""
         x = z.float() * torch.rsqrt(z.float().square().mean(1, keepdim=True) + 1e-8)
         for layer in self.layers:
-            x = activate(layer(x) * ACTIVATION_GAIN)
+            x = passes.activate(layer(x) * ACTIVATION_GAIN)
         return x
 
 
@@ -39,7 +39,7 @@ class GeneratorBlock(nn.Module):
 
     def __init__(self, config: GeneratorConfig, level: int) -> None:
         super().__init__()
-        channels = config.channels[level]
+        channels, self.grid = config.channels[level], config.spatial(level)
         self.factors, self.depth_upsample = config.factors(level) if level else (), config.depth_upsample
         self.grow = StyledConv(config, level, config.channels[level - 1], channels, grow=True) if level else None
         self.conv = StyledConv(config, level, channels, channels, grow=False)
@@ -64,7 +64,8 @@ class Generator(nn.Module, Pretrained):
         config: what it is made of.
         geometry: spacing, affine, plane and intensities of the set it was trained on, or None; see
             `PreparedDataset.geometry`. Travels with the checkpoint.
-        checkpoint_activations: recompute each level in the backward pass instead of storing it.
+        checkpoint_above: recompute levels of more than this many rows or columns in the backward pass instead of
+            storing what is inside them; None stores all.
     """
 
     config_class = GeneratorConfig
@@ -72,7 +73,7 @@ class Generator(nn.Module, Pretrained):
     def __init__(self, config: GeneratorConfig, geometry: dict | None = None) -> None:
         super().__init__()
         self.config, self.geometry = config, geometry
-        self.checkpoint_activations = False
+        self.checkpoint_above: int | None = None
         base = config.schedule.grids[0]
         depth = base[0] if config.rank == 3 or config.depth_aware else 1
         self.mapping = Mapping(config.z_dim, config.w_dim, config.mapping_layers)
@@ -116,7 +117,7 @@ class Generator(nn.Module, Pretrained):
                 layers = 1 if block.grow is None else 2
                 arguments = (x, image, list(ws[:, used : used + layers].unbind(1)), depth, noise_mode)
                 used += layers
-                if self.checkpoint_activations and torch.is_grad_enabled():
+                if passes.recomputes(block.grid, self.checkpoint_above):
                     x, image = checkpoint(block, *arguments, use_reentrant=False)
                 else:
                     x, image = block(*arguments)

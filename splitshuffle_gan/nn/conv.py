@@ -8,7 +8,10 @@ import math
 import torch
 from torch import Tensor, nn
 
-from splitshuffle_gan import nd
+from splitshuffle_gan import nd, passes
+
+# Factors of a kernel's input and output channels, [in] and [out].
+Modulation = tuple[Tensor, Tensor]
 
 
 class Linear(nn.Module):
@@ -42,13 +45,46 @@ class Kernel(nn.Module):
         """The kernel that acts on activations."""
         return self.weight * self.gain
 
-    def forward(self, x: Tensor, gain: float = 1.0) -> Tensor:
-        """Convolve, times `gain`, which costs nothing on the kernel and a pass over memory on the activations."""
-        return nd.conv(x, self.weight * (self.gain * gain))
+    def forward(
+        self,
+        x: Tensor,
+        gain: float = 1.0,
+        scale: Tensor | None = None,
+        bias: Tensor | None = None,
+        modulation: Modulation | None = None,
+    ) -> Tensor:
+        """Convolve `x` times `scale` [N, in], with the kernel times `gain` and `modulation`; plus `bias` [out].
+
+        What multiplies the kernel costs nothing, what multiplies activations a pass over memory.
+        """
+        (x,) = nd.branches(x, scale, (self.weight,))
+        return self.convolve(x, gain, bias, modulation)
+
+    def parts(
+        self,
+        x: Tensor,
+        gain: float = 1.0,
+        scale: Tensor | None = None,
+        bias: Tensor | None = None,
+        modulation: Modulation | None = None,
+    ) -> tuple[Tensor, ...]:
+        """The same, for `passes.finish`."""
+        return (self(x, gain, scale, bias, modulation),)
+
+    def convolve(
+        self, x: Tensor, gain: float = 1.0, bias: Tensor | None = None, modulation: Modulation | None = None
+    ) -> Tensor:
+        """As `forward`, of an `x` that comes from `nd.branches`."""
+        weight = self.weight * (self.gain * gain)
+        if modulation is not None:
+            rows, columns = modulation
+            weight = weight * nd.per_channel(columns[:, None] * rows, weight.ndim - 2)
+        return nd.conv(x, weight, bias)
 
     def output_energy(self, input_energy: Tensor) -> Tensor:
         """`[N, in]` squared input scales -> `[N, out]` squared norm of the scaled kernel."""
-        return input_energy @ self.effective().square().sum(nd.spatial_dims(self.weight.ndim - 2)).T
+        energy = self.weight.square().sum(nd.spatial_dims(self.weight.ndim - 2)) * self.gain**2
+        return input_energy @ energy.T
 
 
 class PlainConv(Kernel):
@@ -74,15 +110,37 @@ class SplitShuffleConv(nn.Module):
         self.volumetric = Kernel(*halves, nd.kernel_size(rank, size))
         self.planar = Kernel(*halves, nd.kernel_size(rank, size, depth=1))
 
-    def forward(self, x: Tensor, gain: float = 1.0) -> Tensor:
-        """Split, convolve, concatenate, shuffle; times `gain`."""
-        volumetric, planar = x.chunk(2, dim=1)
-        return nd.interleave(self.volumetric(volumetric, gain), self.planar(planar, gain))
+    def forward(
+        self,
+        x: Tensor,
+        gain: float = 1.0,
+        scale: Tensor | None = None,
+        bias: Tensor | None = None,
+        modulation: Modulation | None = None,
+    ) -> Tensor:
+        """Split, convolve, concatenate, shuffle; arguments as in `Kernel.forward`."""
+        return passes.interleave(*self.parts(x, gain, scale, bias, modulation))
+
+    def parts(
+        self,
+        x: Tensor,
+        gain: float = 1.0,
+        scale: Tensor | None = None,
+        bias: Tensor | None = None,
+        modulation: Modulation | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """The two halves, for `passes.finish`, which shuffles on its way."""
+        kernels, halves = (self.volumetric, self.planar), []
+        for i, part in enumerate(nd.branches(x, scale, tuple(kernel.weight for kernel in kernels))):
+            half = None if modulation is None else (modulation[0].chunk(2)[i], modulation[1][i::2])
+            halves.append(kernels[i].convolve(part, gain, None if bias is None else bias[i::2], half))
+        return tuple(halves)
 
     def output_energy(self, input_energy: Tensor) -> Tensor:
         """As `Kernel.output_energy`, in the shuffled order."""
         volumetric, planar = input_energy.chunk(2, dim=1)
-        return nd.interleave(self.volumetric.output_energy(volumetric), self.planar.output_energy(planar))
+        halves = self.volumetric.output_energy(volumetric), self.planar.output_energy(planar)
+        return torch.stack(halves, dim=-1).flatten(-2)
 
 
 class SeparableConv(nn.Module):
@@ -93,10 +151,24 @@ class SeparableConv(nn.Module):
         self.planar = Kernel(out_channels, in_channels, nd.kernel_size(rank, size, depth=1))
         self.axial = Kernel(out_channels, out_channels, (size, 1, 1)) if rank == 3 else None
 
-    def forward(self, x: Tensor, gain: float = 1.0) -> Tensor:
-        """Convolve in-plane, then through-plane; times `gain`."""
-        x = self.planar(x, gain)
-        return x if self.axial is None else self.axial(x)
+    def forward(
+        self,
+        x: Tensor,
+        gain: float = 1.0,
+        scale: Tensor | None = None,
+        bias: Tensor | None = None,
+        modulation: Modulation | None = None,
+    ) -> Tensor:
+        """Convolve in-plane, then through-plane; arguments as in `Kernel.forward`."""
+        if self.axial is None:
+            return self.planar(x, gain, scale, bias, modulation)
+        if modulation is None:
+            return self.axial(self.planar(x, gain, scale), bias=bias)
+        rows, columns = modulation
+        ones = torch.ones_like(columns)
+        return self.axial(self.planar(x, gain, scale, modulation=(rows, ones)), bias=bias, modulation=(ones, columns))
+
+    parts = Kernel.parts
 
     def output_energy(self, input_energy: Tensor) -> Tensor:
         """As `Kernel.output_energy`, of the composed kernel."""

@@ -5,26 +5,18 @@ import math
 import torch
 from torch import Tensor, nn
 
-from splitshuffle_gan import nd
+from splitshuffle_gan import nd, passes
 from splitshuffle_gan.config import GeneratorConfig
 from splitshuffle_gan.nn.conv import Kernel, Linear, make_conv
 
 ACTIVATION_GAIN = math.sqrt(2)  # keeps the variance of the leaky ReLU's input
 
 
-def activate(x: Tensor) -> Tensor:
-    """Leaky ReLU (slope 0.2), in place.
-
-    It is positive-homogeneous: its gain is applied before it, to kernels and biases, where it costs nothing.
-    """
-    return nn.functional.leaky_relu_(x, 0.2)
-
-
 class StyledConv(nn.Module):
     """Modulated convolution with demodulation, upsampling, noise, bias over depth and activation.
 
-    StyleGAN2 (arXiv 1912.04958), equations 1 to 3, with the style applied to the activations before the convolution
-    and the demodulation after it: the same function as scaling weights per sample, on one shared kernel.
+    StyleGAN2 (arXiv 1912.04958), equations 1 to 3. With several samples the style scales the activations before the
+    convolution and demodulation those after it: the same function as a kernel scaled for each sample, on one kernel.
     Growth comes after the convolution, which so runs on the coarse grid.
 
     `demod_gain` [out] is 1 in a network trained from scratch. Inflation sets it where spreading a kernel over depth
@@ -34,7 +26,7 @@ class StyledConv(nn.Module):
     def __init__(self, config: GeneratorConfig, level: int, in_channels: int, out_channels: int, grow: bool) -> None:
         super().__init__()
         self.rank, self.volume_depth = config.rank, config.shape[0]
-        self.factors = config.factors(level) if grow else (1,) * config.rank
+        self.factors = config.factors(level) if grow else None
         self.depth_upsample = config.depth_upsample
         grid = config.schedule.grids[level]
         self.affine = Linear(config.w_dim, in_channels, bias=1.0)
@@ -49,21 +41,20 @@ class StyledConv(nn.Module):
 
     def forward(self, x: Tensor, w: Tensor, depth: Tensor | None, noise_mode: str) -> Tensor:
         """`[N, in, *coarse], [N, w_dim] -> [N, out, *fine]`; `depth` [N] is the slice index at rank 2."""
-        x = nd.upsample(self.modulate(x, w), self.factors, self.depth_upsample)
-        bias = nd.depth_rows(self.bias * ACTIVATION_GAIN, self.rank, depth, self.volume_depth)
-        x = nd.add_rows(x, bias)
-        noise = self._noise(x, depth, noise_mode)
-        if noise is not None:
-            x = x + (noise * (self.noise_strength * ACTIVATION_GAIN)).to(x.dtype)
-        return activate(x)
-
-    def modulate(self, x: Tensor, w: Tensor) -> Tensor:
-        """Style, convolution, demodulation: `[N, in, *S], [N, w_dim] -> [N, out, *S]`, times the activation's gain."""
         styles = self.affine(w)
         demodulation = torch.rsqrt(self.conv.output_energy(styles.square()) + 1e-8)
         demodulation = demodulation * self.demod_gain * ACTIVATION_GAIN
-        x = self.conv(x * nd.per_channel(styles.to(x.dtype), self.rank))
-        return x * nd.per_channel(demodulation.to(x.dtype), self.rank)
+        if len(x) == 1:  # its style and demodulation can go to the kernel, where they cost nothing
+            parts, demodulation = self.conv.parts(x, modulation=(styles[0], demodulation[0])), None
+        else:
+            parts = self.conv.parts(x, scale=styles)
+        if self.factors is not None:  # demodulation commutes with growth, and before it there is less to multiply
+            x = passes.finish(parts, demodulation, slope=1.0)
+            parts, demodulation = (nd.upsample(x, self.factors, self.depth_upsample),), None
+        bias = nd.depth_rows(self.bias * ACTIVATION_GAIN, self.rank, depth, self.volume_depth)
+        noise = self._noise(parts[0], depth, noise_mode)
+        strength = None if noise is None else self.noise_strength * ACTIVATION_GAIN
+        return passes.finish(parts, demodulation, bias, noise, strength)
 
     def _noise(self, x: Tensor, depth: Tensor | None, mode: str) -> Tensor | None:
         if mode == "none" or not hasattr(self, "noise_strength"):
@@ -88,6 +79,8 @@ class ToImage(nn.Module):
     def forward(self, x: Tensor, w: Tensor, depth: Tensor | None) -> Tensor:
         """`[N, C, *S], [N, w_dim] -> [N, image_channels, *S]`."""
         weight = self.affine(w)[:, None] * self.kernel.effective().flatten(1)
-        # A batched matrix product reads the activations once; scaling, then convolving, reads them twice.
-        image = torch.bmm(weight.to(x.dtype), x.flatten(2)).unflatten(2, x.shape[2:])
-        return nd.add_rows(image.float(), nd.depth_rows(self.bias, self.rank, depth, self.volume_depth))
+        # A batched matrix product reads the activations once; scaling, then convolving, reads them twice. Channels
+        # come last in it, so that the gradient that flows back to the activations has their layout.
+        pixels = x.movedim(1, -1)
+        image = torch.bmm(pixels.flatten(1, -2), weight.to(x.dtype).mT).unflatten(1, pixels.shape[1:-1]).movedim(-1, 1)
+        return image.float() + nd.depth_rows(self.bias, self.rank, depth, self.volume_depth)[..., None, None]

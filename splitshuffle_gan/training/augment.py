@@ -167,14 +167,14 @@ def _geometry(images: Tensor, config: AugmentConfig, draw: _Draw, spacing: Seque
     # The 1e-6 keeps 0.1 * 30 = 2.9999999 from losing a voxel.
     largest = [math.floor(fraction * extent + 1e-6) for fraction, extent in zip(fractions, size, strict=True)]
     shift = [draw.whole_shift(voxels) if voxels else draw.nothing() for voxels in largest]
-    flip, log2_scale, angle, *shift = (t.to(images.device) for t in (flip, log2_scale, angle, *shift))
     moves = torch.stack([flip, log2_scale, angle, *shift]).ne(0).any(0)
-    rows = moves.nonzero().squeeze(1)
+    rows = moves.nonzero().squeeze(1)  # where the draws are: asking a GPU which samples move would wait for it
     if len(rows) == 0:
         return images
     linear, offset = sampling_affine(
         flip[rows], log2_scale[rows], angle[rows], torch.stack(shift, 1)[rows], size, spacing
     )
+    rows, linear, offset = (t.to(images.device, non_blocking=True) for t in (rows, linear, offset))
     return images.index_copy(0, rows, resample(images[rows], linear, offset))
 
 
@@ -286,6 +286,8 @@ def _noise(images: Tensor, config: AugmentConfig, draw: _Draw) -> Tensor:
     rows = sigma.nonzero().squeeze(1)
     if len(rows) == 0:
         return images
-    grain = torch.randn(len(rows), *images.shape[1:], generator=draw.generator, device=draw.generator.device)
-    grain = grain * sigma[rows].view(-1, *[1] * (images.ndim - 1))
-    return images.index_add(0, rows.to(images.device), grain.to(images.device))
+    generator, rows, sigma = draw.generator, rows.to(images.device), sigma[rows].to(images.device)
+    if generator.device != images.device:  # millions of values: drawn where they are added
+        generator = torch.Generator(images.device).manual_seed(int(torch.randint(2**62, (), generator=generator)))
+    grain = torch.randn(len(rows), *images.shape[1:], generator=generator, device=images.device)
+    return images.index_add(0, rows, grain * sigma.view(-1, *[1] * (images.ndim - 1)))

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from splitshuffle_gan import __version__
 from splitshuffle_gan.config import DiscriminatorConfig, GeneratorConfig
 from splitshuffle_gan.data.dataset import PreparedDataset, SliceDataset, VolumeDataset, open_dataset
-from splitshuffle_gan.devices import make_accelerator
+from splitshuffle_gan.devices import make_accelerator, start_compiler
 from splitshuffle_gan.errors import UserError
 from splitshuffle_gan.models.discriminator import Discriminator, group_within
 from splitshuffle_gan.models.generator import Generator
@@ -35,7 +35,8 @@ from splitshuffle_gan.training.stream import BatchStream
 STATUS_STEPS = 4
 MONTAGE_SEEDS = range(8)
 # What may differ between a run and its continuation.
-RESUMABLE = {"data", "out", "init", "resume", "overwrite", "kimg", "minutes", "snapshot_kimg", "workers"}
+RESUMABLE = {"data", "out", "init", "resume", "overwrite", "kimg", "minutes", "snapshot_kimg", "workers", "compile"}
+RESUMABLE |= {"checkpoint_above"}
 
 
 def train(config: TrainConfig, rank: int) -> Path:
@@ -49,6 +50,8 @@ def train(config: TrainConfig, rank: int) -> Path:
         FloatingPointError: a loss became NaN or infinite; the message names the last good snapshot.
     """
     accelerator = make_accelerator(config.mixed_precision, config.out)
+    if config.compile:
+        start_compiler(accelerator.device)
     dataset = open_dataset(config.data)
     state = load_state(config.out) if config.resume else None
     generator, discriminator = build_networks(config, rank, dataset, state)
@@ -154,16 +157,19 @@ class Run:
             disable=not self.accelerator.is_main_process,
             bar_format="{desc} {percentage:3.0f}%|{bar}| {n:.2f}/{total:.1f} kimg [" + clock + "]{postfix}",
         )
-        sums, since, tick = {}, trainer.step, time.perf_counter()
+        sums, since, waited, tick = {}, trainer.step, 0.0, time.perf_counter()
         batches = iter(loader)
         while trainer.step < last_step:
-            for name, value in trainer.train_step(next(batches)).items():
+            asked = time.perf_counter()
+            batch = next(batches)
+            waited += time.perf_counter() - asked
+            for name, value in trainer.train_step(batch).items():
                 total, count = sums.get(name, (0.0, 0))
                 sums[name] = (total + value, count + 1)
             if trainer.step % STATUS_STEPS:
                 continue
-            status = self._status(sums, trainer.step - since, tick)
-            sums, since, tick = {}, trainer.step, time.perf_counter()
+            status = self._status(sums, trainer.step - since, tick, waited)
+            sums, since, waited, tick = {}, trainer.step, 0.0, time.perf_counter()
             bar.n = trainer.seen / 1000
             bar.set_postfix_str(
                 f"{status['img_s']:.1f} img/s G {status['loss_g']:.2f} D {status['loss_d']:.2f} "
@@ -197,7 +203,7 @@ class Run:
         group = group_within(trainer.micro, network.group_size)
         return BatchStream(*arguments, strata=self.items.index[:, 1], run=group)
 
-    def _status(self, sums: dict, steps: int, tick: float) -> dict:
+    def _status(self, sums: dict, steps: int, tick: float, waited: float) -> dict:
         """Average over steps and processes, steer the augmentation, write the log line. Raises on NaN."""
         sums = {name: torch.as_tensor(total) / count for name, (total, count) in sorted(sums.items())}
         means = torch.stack(list(sums.values())).float().to(self.trainer.device)
@@ -215,6 +221,7 @@ class Run:
             "kimg": self.trainer.seen / 1000,
             "seconds": round(self.elapsed, 3),
             "img_s": images / max(seconds, 1e-9),
+            "data_wait": waited / max(seconds, 1e-9),  # share of the time, in the main process
             "p": self.trainer.adaptive.p,
             **means,
         }

@@ -68,7 +68,9 @@ class TrainConfig:
         augment: strengths of the transforms.
         snapshot_kimg: thousands of images between snapshots.
         mixed_precision: arithmetic of the networks; auto: bf16 where the hardware has it.
-        checkpoint_activations: recompute activations in the backward pass; less memory, about a third slower.
+        checkpoint_above: recompute in the backward pass the levels of more than this many rows or columns, instead of
+            storing them: less memory, more time. 0 recomputes all levels; default none.
+        compile: have torch.compile fuse what lies between convolutions; takes seconds once. Needs a compiler.
         workers: processes that read data, per training process; 0 reads in the training process.
         seed: of everything random.
         network: the networks, when they are not read from `init`.
@@ -95,7 +97,8 @@ class TrainConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     snapshot_kimg: float = 5.0
     mixed_precision: Literal["auto", "bf16", "no"] = "auto"
-    checkpoint_activations: bool = False
+    checkpoint_above: int | None = None
+    compile: bool = False
     workers: int = 0
     seed: int = 0
     network: NetworkOptions = field(default_factory=NetworkOptions)
@@ -104,6 +107,8 @@ class TrainConfig:
         for name, value in vars(self).items():
             if isinstance(value, float) and not math.isfinite(value):
                 raise UserError(f"{name}: found {value}, must be a finite number")
+        if self.checkpoint_above is not None and self.checkpoint_above < 0:
+            raise UserError(f"checkpoint_above: found {self.checkpoint_above}, must not be negative")
         if self.seed >= 2**63:
             raise UserError(f"seed: found {self.seed}, must be below 2^63")
         if self.r1_gamma is not None and self.r1_gamma < 0:

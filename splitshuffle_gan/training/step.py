@@ -61,7 +61,7 @@ class Trainer:
         self.D = discriminator.to(self.device).train()
         self.average = deepcopy(self.G).eval().requires_grad_(False)
         for network in (self.G, self.D):
-            network.checkpoint_activations = config.checkpoint_activations
+            network.checkpoint_above = config.checkpoint_above
         self.g_optimizer = lazy_adam(self.G, config.g_lr, PL_INTERVAL if config.pl_weight else None)
         self.d_optimizer = lazy_adam(self.D, config.d_lr, config.r1_interval)
         self.share = share_of(config.batch_size, accelerator)
@@ -103,19 +103,18 @@ class Trainer:
         self.G.requires_grad_(False)
         for rows, weight in self._micro_batches():
             d = None if depth is None else depth[rows]
+            real = self._augment(images[rows]).detach().requires_grad_(penalise)
             with torch.no_grad():
-                fake = self._generate(z[rows], d)
-            real = self._augment(images[rows])
+                fake = self._augment(self._generate(z[rows], d))
             real_logits = self._judge(real, d)
-            loss = discriminator_loss(real_logits, self._judge(self._augment(fake), d))
-            (loss * weight).backward()
+            loss = discriminator_loss(real_logits, self._judge(fake, d))
             stats["loss_d"] += loss.detach() * weight
             stats["r_t"] += real_logits.detach().sign().mean() * weight
-            if penalise:
-                real = real.detach().requires_grad_(True)
-                penalty = r1_penalty(real, self._judge(real, d))
-                (penalty * (self.r1_gamma * self.config.r1_interval * weight)).backward()
+            if penalise:  # on the logits of the loss: one forward pass and one backward pass serve both
+                penalty = r1_penalty(real, real_logits)
                 stats["r1"] = stats.get("r1", 0.0) + penalty.detach() * weight
+                loss = loss + penalty * (self.r1_gamma * self.config.r1_interval)
+            (loss * weight).backward()
         self.G.requires_grad_(True)
         self._optimise(self.D, self.d_optimizer)
         return stats

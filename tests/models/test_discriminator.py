@@ -1,15 +1,41 @@
 """What a discriminator promises, at both ranks, on networks of a few thousand weights with random parameters."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+from splitshuffle_gan import passes
 from splitshuffle_gan.config import CONV_KINDS, DiscriminatorConfig
 from splitshuffle_gan.errors import UserError
 from splitshuffle_gan.models.discriminator import Discriminator, SpatialReadout, minibatch_std
 
 SHAPE = (8, 16, 8)
+
+# What a file of weights holds: it must not change with the way a layer is computed.
+STATE = {
+    "from_image.bias": (4,),
+    "from_image.conv.weight": (4, 2, 1, 1, 1),
+    "blocks.0.conv.bias": (4,),
+    "blocks.0.conv.conv.volumetric.weight": (2, 2, 3, 3, 3),
+    "blocks.0.conv.conv.planar.weight": (2, 2, 1, 3, 3),
+    "blocks.0.shrink.bias": (8,),
+    "blocks.0.shrink.conv.volumetric.weight": (4, 2, 3, 3, 3),
+    "blocks.0.shrink.conv.planar.weight": (4, 2, 1, 3, 3),
+    "blocks.0.skip.weight": (8, 4, 1, 1, 1),
+    "conv.bias": (8,),
+    "conv.conv.volumetric.weight": (4, 4, 3, 3, 3),
+    "conv.conv.planar.weight": (4, 4, 1, 3, 3),
+    "readout.weight": (8, 4, 4, 4),
+    "dense.weight": (8, 8),
+    "dense.bias": (8,),
+    "statistic.weight": (8, 1),
+    "statistic.bias": (8,),
+    "logit.weight": (1, 8),
+    "logit.bias": (1,),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -55,6 +81,11 @@ def test_keys_are_the_same_at_both_ranks(kind, depth_aware):
     assert flat <= volume
     assert all(".axial." in key for key in volume - flat)
     assert bool(volume - flat) == (kind == "separable")
+
+
+def test_the_state_keeps_its_names_and_shapes():
+    d = discriminator(channels=(8, 4), shape=(4, 8, 4))
+    assert {name: tuple(value.shape) for name, value in d.state_dict().items()} == STATE
 
 
 @pytest.mark.parametrize(
@@ -188,10 +219,11 @@ def test_bfloat16_is_close_to_float32(kind, rank):
 def test_recomputing_activations_changes_no_gradient(rank):
     d, x = discriminator(rank), images(rank)
     found = []
-    for d.checkpoint_activations in (False, True):
+    for d.checkpoint_above in (None, 8, 0):
         found.append(torch.autograd.grad(d(x).square().sum(), list(d.parameters())))
-    for a, b in zip(*found, strict=True):
-        torch.testing.assert_close(a, b)
+    for a, b, c in zip(*found, strict=True):
+        torch.testing.assert_close(b, a)
+        torch.testing.assert_close(c, a)
 
 
 def r1_gradients(d: Discriminator, x: torch.Tensor) -> list[torch.Tensor]:
@@ -201,7 +233,8 @@ def r1_gradients(d: Discriminator, x: torch.Tensor) -> list[torch.Tensor]:
 @pytest.mark.parametrize("rank", [2, 3])
 def test_r1_gradients_are_right(rank, monkeypatch):
     """Along their own direction equal to a difference quotient, with an activation that has no kink to jump over."""
-    monkeypatch.setattr("splitshuffle_gan.models.discriminator.activate", F.softplus)
+    monkeypatch.setattr(passes, "activate", F.softplus)
+    monkeypatch.setattr(passes, "finish", partial(passes.finish, slope=1.0))
     d, x = discriminator(rank), images(rank).requires_grad_()
     direction = r1_gradients(d, x)
     norm = sum(g.square().sum() for g in direction).sqrt()
@@ -218,10 +251,10 @@ def test_r1_gradients_are_right(rank, monkeypatch):
 def test_r1_gradients_survive_recomputing_and_activation_in_place(rank, monkeypatch):
     d, x = discriminator(rank), images(rank).requires_grad_()
     in_place = r1_gradients(d, x)
-    d.checkpoint_activations = True
+    d.checkpoint_above = 0
     recomputed = r1_gradients(d, x)
-    d.checkpoint_activations = False
-    monkeypatch.setattr("splitshuffle_gan.models.discriminator.activate", lambda x: F.leaky_relu(x, 0.2))
+    d.checkpoint_above = None
+    monkeypatch.setattr("splitshuffle_gan.passes.activate", lambda x: F.leaky_relu(x, 0.2))
     for a, b, c in zip(r1_gradients(d, x), in_place, recomputed, strict=True):
         assert a.isfinite().all()
         torch.testing.assert_close(b, a)

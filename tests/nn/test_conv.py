@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from splitshuffle_gan.config import CONV_KINDS
 from splitshuffle_gan.nn.conv import Kernel, Linear, PlainConv, SeparableConv, SplitShuffleConv, make_conv
+from splitshuffle_gan.passes import channels_last
 
 
 @pytest.fixture(autouse=True)
@@ -54,6 +55,72 @@ def test_split_shuffle_is_a_structured_dense_convolution(rank):
     x = torch.randn(2, inputs, 4, 5, 6)
     x = x if rank == 3 else x[:, :, 0]
     torch.testing.assert_close(conv(x), dense_conv(x, dense))
+
+
+def simple_split_shuffle(conv, x, gain=1.0, scale=None, bias=None, modulation=None):
+    """Chunk, pad, convolve, concatenate, shuffle; the style and the demodulation on the activations."""
+    rank, ones = x.ndim - 2, [1] * (x.ndim - 2)
+    for factor in (scale, None if modulation is None else modulation[0][None]):
+        x = x if factor is None else x * factor.reshape(*factor.shape, *ones)
+    volumetric, planar = x.chunk(2, dim=1)
+    if rank == 3:
+        a = F.pad(volumetric, (0, 0, 0, 0, 1, 1), mode="replicate")
+        a = F.conv3d(a, conv.volumetric.weight * conv.volumetric.gain, padding=(0, 1, 1))
+        b = F.conv3d(planar, conv.planar.weight * conv.planar.gain, padding=(0, 1, 1))
+    else:
+        a = F.conv2d(volumetric, conv.volumetric.weight * conv.volumetric.gain, padding=1)
+        b = F.conv2d(planar, conv.planar.weight * conv.planar.gain, padding=1)
+    y = F.channel_shuffle(torch.cat((a, b), dim=1), 2) * gain
+    y = y if modulation is None else y * modulation[1].reshape(-1, *ones)
+    return y if bias is None else y + bias.reshape(-1, *ones)
+
+
+@pytest.mark.parametrize("layout", ["channels_last", "contiguous"])
+@pytest.mark.parametrize("argument", ["none", "bias", "scale", "modulation"])
+@pytest.mark.parametrize("grid", [(4, 5, 6), (1, 5, 6), (5, 6)])
+def test_split_shuffle_is_its_simple_formulation(grid, argument, layout):
+    """Output, gradients, and the gradients of a penalty on the input's gradient, as R1 is."""
+    conv = SplitShuffleConv(len(grid), 6, 4)
+    layout = torch.contiguous_format if layout == "contiguous" else channels_last(len(grid) + 2)
+    for samples in (1, 3):
+        x = torch.randn(samples, 6, *grid).contiguous(memory_format=layout).requires_grad_()
+        values = {
+            "none": (),
+            "bias": (torch.randn(4),),
+            "scale": (torch.randn(samples, 6),),
+            "modulation": (torch.randn(6), torch.randn(4)),
+        }[argument]
+        values = [value.requires_grad_() for value in values]
+        named = {argument: tuple(values) if argument == "modulation" else values[0]} if values else {}
+        leaves, probe, found = [x, *conv.parameters(), *values], torch.randn(samples, 4, *grid), []
+        for y in (conv(x, 1.5, **named), simple_split_shuffle(conv, x, 1.5, **named)):
+            first = torch.autograd.grad(y, leaves, probe, retain_graph=True)
+            (slope,) = torch.autograd.grad(y, x, probe, create_graph=True)
+            penalty = slope.square().sum()
+            second = torch.autograd.grad(penalty, leaves, allow_unused=True, materialize_grads=True)
+            found.append([y, *first, *second])
+        for a, b in zip(*found, strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-5 * max(1.0, b.abs().max().item()))
+
+
+@pytest.mark.parametrize("rank", [2, 3])
+@pytest.mark.parametrize("kind", CONV_KINDS)
+def test_modulation_of_the_kernel_is_scaling_of_the_activations(kind, rank):
+    conv, x = make_conv(kind, rank, 6, 4), torch.randn(2, 6, *[4] * rank)
+    rows, columns, bias = torch.randn(6), torch.randn(4), torch.randn(4)
+    unit = [1] * rank
+    expected = conv(x, 1.5, scale=rows.expand(2, -1)) * columns.reshape(-1, *unit) + bias.reshape(-1, *unit)
+    torch.testing.assert_close(conv(x, 1.5, bias=bias, modulation=(rows, columns)), expected, atol=1e-5, rtol=1e-5)
+    by_hand = 1.5 * conv(x * rows.reshape(-1, *unit)) * columns.reshape(-1, *unit) + bias.reshape(-1, *unit)
+    torch.testing.assert_close(expected, by_hand, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("rank", [2, 3])
+def test_split_shuffle_in_bfloat16_is_close(rank):
+    conv, x, scale = SplitShuffleConv(rank, 8, 8), torch.randn(2, 8, *[6] * rank), torch.randn(2, 8)
+    exact, rounded = conv(x, scale=scale), conv(x.bfloat16(), scale=scale)
+    assert rounded.dtype == torch.bfloat16
+    assert (rounded - exact).norm() < 0.02 * exact.norm()
 
 
 def test_two_split_shuffle_layers_mix_all_channels():

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from splitshuffle_gan.config import CONV_KINDS, GeneratorConfig
-from splitshuffle_gan.nn.styled import StyledConv, ToImage, activate
+from splitshuffle_gan.nn.styled import StyledConv, ToImage
+from splitshuffle_gan.passes import activate
 
 SHAPE, CHANNELS, W_DIM = (8, 16, 8), (8, 6, 4), 5
 
@@ -64,20 +65,21 @@ def per_plane(values: torch.Tensor, rank: int, depth: torch.Tensor | None):
 # StyledConv -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("samples", [1, 3])
 @pytest.mark.parametrize("depth_upsample", ["nearest", "linear"])
 @pytest.mark.parametrize("grow", [False, True])
 @pytest.mark.parametrize("rank", [2, 3])
 @pytest.mark.parametrize("kind", CONV_KINDS)
-def test_a_styled_conv_is_the_grouped_convolution_of_stylegan2(kind, rank, grow, depth_upsample):
+def test_a_styled_conv_is_the_grouped_convolution_of_stylegan2(kind, rank, grow, depth_upsample, samples):
     module = layer(rank, grow, conv=kind, depth_upsample=depth_upsample)
     grid = (4, 8, 4) if grow else SHAPE
-    x, w = torch.randn(3, CHANNELS[1] if grow else CHANNELS[2], *grid[3 - rank :]), torch.randn(3, W_DIM)
-    depth = torch.tensor([0, 3, 7]) if rank == 2 else None
+    x, w = torch.randn(samples, CHANNELS[1] if grow else CHANNELS[2], *grid[3 - rank :]), torch.randn(samples, W_DIM)
+    depth = torch.tensor([0, 3, 7])[-samples:] if rank == 2 else None
 
     y = grouped_modulated_conv(x, w, module) * module.demod_gain.reshape(-1, *[1] * rank)
     if grow and rank == 3 and depth_upsample == "nearest":
         planes = y.movedim(2, 1).flatten(0, 1)
-        y = F.interpolate(planes, scale_factor=2, mode="bilinear").unflatten(0, (3, -1)).movedim(1, 2)
+        y = F.interpolate(planes, scale_factor=2, mode="bilinear").unflatten(0, (samples, -1)).movedim(1, 2)
         y = y.repeat_interleave(2, dim=2)
     elif grow:
         y = F.interpolate(y, scale_factor=2, mode="bilinear" if rank == 2 else "trilinear")
@@ -85,6 +87,49 @@ def test_a_styled_conv_is_the_grouped_convolution_of_stylegan2(kind, rank, grow,
     noise = module.noise_const[None] if rank == 3 else module.noise_const[0, depth][:, None]
     expected = F.leaky_relu(y + module.noise_strength * noise, 0.2) * math.sqrt(2)
     torch.testing.assert_close(module(x, w, depth, "const"), expected, atol=2e-5, rtol=1e-5)
+
+
+def outcome(module: StyledConv, x: torch.Tensor, w: torch.Tensor, depth: torch.Tensor | None) -> list[torch.Tensor]:
+    """Output; gradients of `x` and `w`; gradients of the parameters."""
+    x, w = x.detach().requires_grad_(), w.detach().requires_grad_()
+    y = module(x, w, depth, "const")
+    leaves = [x, w, *module.parameters()]
+    return [y.detach(), *torch.autograd.grad(y.float().square().sum(), leaves)]
+
+
+@pytest.mark.parametrize("noise", [False, True])
+@pytest.mark.parametrize("grow", [False, True])
+@pytest.mark.parametrize("rank", [2, 3])
+@pytest.mark.parametrize("kind", CONV_KINDS)
+def test_one_sample_is_a_row_of_a_batch(kind, rank, grow, noise):
+    """Alone, its style is on the kernel; among others, on the activations. Gradients of parameters add up."""
+    module = layer(rank, grow, conv=kind, noise=noise)
+    grid = (4, 8, 4) if grow else SHAPE
+    x, w = torch.randn(2, CHANNELS[1] if grow else CHANNELS[2], *grid[3 - rank :]), torch.randn(2, W_DIM)
+    depth = torch.tensor([2, 5]) if rank == 2 else None
+    rows = [(x[i : i + 1], w[i : i + 1], None if depth is None else depth[i : i + 1]) for i in range(2)]
+    both, (first, second) = outcome(module, x, w, depth), (outcome(module, *row) for row in rows)
+    for i, (a, b, c) in enumerate(zip(both, first, second, strict=True)):
+        alone = torch.cat((b, c)) if i < 3 else b + c
+        torch.testing.assert_close(alone, a, rtol=0, atol=1e-5 * max(1.0, a.abs().max().item()))
+
+
+@pytest.mark.parametrize("samples", [1, 2])
+@pytest.mark.parametrize("grow", [False, True])
+@pytest.mark.parametrize("rank", [2, 3])
+@pytest.mark.parametrize("kind", CONV_KINDS)
+def test_bfloat16_is_close_to_float32(kind, rank, grow, samples):
+    module = layer(rank, grow, conv=kind)
+    grid = (4, 8, 4) if grow else SHAPE
+    x, w = torch.randn(samples, CHANNELS[1] if grow else CHANNELS[2], *grid[3 - rank :]), torch.randn(samples, W_DIM)
+    depth = torch.arange(samples) if rank == 2 else None
+    exact, rounded = outcome(module, x, w, depth), outcome(module, x.bfloat16(), w, depth)
+    assert rounded[0].dtype == rounded[1].dtype == torch.bfloat16
+    names = ["output", "x", "w", *(name for name, _ in module.named_parameters())]
+    for name, a, b in zip(names, rounded, exact, strict=True):
+        # Demodulation takes back what a style gives: the gradient of styles is a small difference of large sums.
+        if name != "w" and not name.startswith("affine."):
+            assert (a - b).norm() < 0.05 * b.norm(), name
 
 
 @pytest.mark.parametrize("kind", CONV_KINDS)

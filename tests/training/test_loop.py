@@ -128,7 +128,7 @@ def test_a_killed_run_goes_on_bit_for_bit(tiny_config, tmp_path, rank):
     assert expected["step"] == 40
     assert_identical(found, expected)
     assert [line["step"] for line in log_of(interrupted.out)] == list(range(4, 41, 4))
-    clock = {"seconds", "img_s"}
+    clock = {"seconds", "img_s", "data_wait"}
     for a, b in zip(log_of(straight.out), log_of(interrupted.out), strict=True):
         assert {k: v for k, v in a.items() if k not in clock} == {k: v for k, v in b.items() if k not in clock}
     snapshots = [sorted(p.name for p in (c.out / "snapshots").iterdir()) for c in (straight, interrupted)]
@@ -229,7 +229,7 @@ def test_the_folder_of_a_run(run, tiny_dataset):
     log = log_of(run.out)
     assert [line["step"] for line in log] == [4, 8, 12, 16]
     assert [line["kimg"] for line in log] == [0.032, 0.064, 0.096, 0.128]
-    assert {"seconds", "img_s", "p", "r_t", "loss_g", "loss_d"} <= set(log[1]) and "r1" in log[0]
+    assert {"seconds", "img_s", "data_wait", "p", "r_t", "loss_g", "loss_d"} <= set(log[1]) and "r1" in log[0]
     events = list((run.out / "tensorboard").glob("**/events.out.tfevents*"))
     assert events and max(path.stat().st_size for path in events) > 500
     assert sorted(path.name for path in run.out.iterdir()) == [

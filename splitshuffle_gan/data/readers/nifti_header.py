@@ -125,7 +125,8 @@ def read_header(paths: tuple[Path, ...]) -> Stored:
         unit = 1.0 if kind is _MGH else MM_PER_UNIT.get(header.get_xyzt_units()[0], 1.0)
         if kind is not _MGH:
             _check_pixdim(path, raw)
-        affine = np.diag([unit, unit, unit, 1.0]) @ header.get_best_affine()
+        with np.errstate(invalid="ignore"):  # a damaged header may hold infinities; checked below
+            affine = np.diag([unit, unit, unit, 1.0]) @ header.get_best_affine()
     except DAMAGE as error:
         if isinstance(error, UserError):
             raise
