@@ -28,8 +28,8 @@ def measure_networks(setting: Setting, rates: dict | None) -> dict:
 
     Returns:
         "rows", one for each case: for each name in `TIMES` a summary of "ms" and the ratio "of_plain"; "step" is the
-        mean over a period of R1. Further GFLOP of the convolutions, rates, and shares of the measured `rates`; without
-        compilation also "outside", the share of a step that is not in convolutions.
+        mean over a period of R1. Further GFLOP of the convolutions, rates, shares of the measured `rates`, and
+        "outside", the share of a step that is not in convolutions (whose time does not depend on compilation).
     """
     steps = {
         (dtype, kind): TrainingStep(networks(setting.preset, kind), Place(setting.device, dtype), setting.batch_size)
@@ -59,8 +59,7 @@ def measure_networks(setting: Setting, rates: dict | None) -> dict:
         row = {"dtype": dtype, "compile": on, "kind": kind}
         row |= {name: {"ms": summary(values[name]), "of_plain": ratio(values[name], plain[name])} for name in TIMES}
         row |= _achieved(row, parts[dtype, kind], rates, dtype)
-        if not on:
-            row |= _outside(row, parts[dtype, kind])
+        row |= _outside(row, parts[dtype, kind])
         rows.append(row)
     first = steps[setting.dtypes[0], CONV_KINDS[0]].trainer
     return {

@@ -146,12 +146,10 @@ def _outside(axes: Axes, result: dict) -> None:
 
 
 def _sizes(axes: Axes, result: dict) -> None:
-    bars = _group(result["sizes"], lambda row: f"{row['side']}³", lambda row: row["step_of_plain"])
-    for row in result["sizes"]:
-        if row["kind"] == "split_shuffle":
-            rate = f"{row['trained_per_s']:.3g}/s"
-            bars[f"{row['side']}³\n{rate}"] = bars.pop(f"{row['side']}³")
-    title = f"Training step by size, batch 1, {result['sizes'][0]['dtype']}; volumes/s of split_shuffle"
+    rates = {row["side"]: row["trained_per_s"] for row in result["sizes"] if row["kind"] == "split_shuffle"}
+    labels = {side: f"{side} a side\n{rate:.3g}/s" for side, rate in rates.items()}
+    bars = _group(result["sizes"], lambda row: labels[row["side"]], lambda row: row["step_of_plain"])
+    title = f"Training step, batch 1, {result['sizes'][0]['dtype']}; volumes/s of split_shuffle"
     _bars(axes, title, "time of plain", bars, 1)
 
 

@@ -104,6 +104,10 @@ def measure_sampling(setting: Setting) -> dict:
     found["plain_gflop_s"] = {"x".join(map(str, grid)): rate for grid, rate in rates.items()}
     found["of_best_plain_rate"] = found["gflop_s"] / max(rates.values())
     found["of_finest_plain_rate"] = found["gflop_s"] / rates[grids[-1]]
+    if "compiled_ms" in found:
+        found["compiled_of_best_plain_rate"] = (
+            found["of_best_plain_rate"] * found["ms"]["median"] / found["compiled_ms"]["median"]
+        )
     return {
         "shape": list(SHAPE),
         "dtype": setting.fast,

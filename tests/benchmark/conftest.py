@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import pytest
+import torch
 
 from splitshuffle_gan.benchmark import (
     cases,
@@ -16,6 +17,7 @@ from splitshuffle_gan.benchmark import (
     setting,
     sizes,
 )
+from splitshuffle_gan.benchmark.setting import Compilation, Setting
 
 TINY_SHAPE = [8, 16, 8]
 
@@ -61,3 +63,17 @@ def tiny(monkeypatch, cpu):
     monkeypatch.setattr(sampling, "SHAPE", (8, 8, 8))
     monkeypatch.setattr(sampling, "DIFFUSION_CHANNELS", (32, 32, 32))
     monkeypatch.setattr(sampling, "DIFFUSION_STEPS", 2)
+
+
+@pytest.fixture
+def make_setting(tiny):
+    """`make_setting(dtypes, compile)`: two repetitions of a batch of two; a compiler that leaves all as it is."""
+
+    def make(dtypes=("float32",), compile=False, repetitions=2) -> Setting:
+        compilation = Compilation(torch.device("cpu"))
+        assert compilation.reason == "no g++"
+        if compile:
+            compilation.reason = None
+        return Setting(torch.device("cpu"), dtypes, compilation, "hippocampus", 2, repetitions, 0)
+
+    return make

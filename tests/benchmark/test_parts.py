@@ -8,90 +8,20 @@ from splitshuffle_gan.benchmark import processes, sampling, sizes, workers
 from splitshuffle_gan.benchmark.cases import Place, TrainingStep, networks
 from splitshuffle_gan.benchmark.layers import measure_layers
 from splitshuffle_gan.benchmark.memory import measure_allocator, measure_memory
-from splitshuffle_gan.benchmark.networks import TIMES, count_all_parameters, measure_networks, taken_apart
+from splitshuffle_gan.benchmark.networks import TIMES, measure_networks, taken_apart
 from splitshuffle_gan.benchmark.operators import measure_operators
-from splitshuffle_gan.benchmark.processes import count_bytes, measure_processes
+from splitshuffle_gan.benchmark.processes import measure_processes
 from splitshuffle_gan.benchmark.rates import best_plain_rate, measure_rates
 from splitshuffle_gan.benchmark.sampling import Diffusion, measure_sampling
-from splitshuffle_gan.benchmark.setting import Compilation, Setting
 from splitshuffle_gan.benchmark.sizes import measure_large, measure_sizes
 from splitshuffle_gan.config import CONV_KINDS
-from splitshuffle_gan.presets import load_preset, preset_names
 
-BASE_MIN = 4
 CPU = torch.device("cpu")
 LEVELS = [[2, 8, 4, 4, 4], [2, 8, 4, 8, 4], [2, 8, 8, 16, 8]]
 
 
-@pytest.fixture
-def make_setting(tiny):
-    """`make_setting(dtypes, compile)`: two repetitions of a batch of two; a compiler that leaves all as it is."""
-
-    def make(dtypes=("float32",), compile=False, repetitions=2) -> Setting:
-        compilation = Compilation(CPU)
-        assert compilation.reason == "no g++"
-        if compile:
-            compilation.reason = None
-        return Setting(CPU, dtypes, compilation, "hippocampus", 2, repetitions, 0)
-
-    return make
-
-
 def is_summary(value: dict, n: int) -> bool:
     return value["q1"] <= value["median"] <= value["q3"] and value["median"] > 0 and value["n"] == n
-
-
-def halvings(side: int) -> int:
-    return 0 if side % 2 or side // 2 < BASE_MIN else 1 + halvings(side // 2)
-
-
-def count_by_hand(shape: list[int], channels: list[int], conv: str, latent: int = 128) -> int:
-    """Parameters of generator and discriminator at rank 3, written down from the description of the networks."""
-    weights = {
-        "plain": lambda i, o: 27 * i * o,
-        "split_shuffle": lambda i, o: (27 + 9) * (i // 2) * (o // 2),
-        "separable": lambda i, o: 9 * i * o + 3 * o * o,
-    }[conv]
-    levels = len(channels)
-    assert levels == 1 + max(map(halvings, shape))
-    base = [side >> halvings(side) for side in shape]
-    base_voxels = base[0] * base[1] * base[2]
-    depths = [base[0] << max(0, level - (levels - 1 - halvings(shape[0]))) for level in range(levels)]
-
-    def affine(i: int, o: int) -> int:
-        return i * o + o
-
-    generator = 4 * affine(latent, latent) + channels[0] * base_voxels
-    discriminator = 2 * channels[-1] + channels[-1]  # from the image and its depth
-    for level, c in enumerate(channels):
-        before = [c] if level == 0 else [channels[level - 1], c]
-        for i in before:  # style, convolution, bias over depth, strength of the noise
-            generator += affine(latent, i) + weights(i, c) + c * depths[level] + 1
-        generator += affine(latent, c) + c + depths[level]  # to the image
-        if level:
-            coarse = channels[level - 1]
-            discriminator += weights(c, c) + c + weights(c, coarse) + coarse + c * coarse
-    top = channels[0]
-    discriminator += weights(top, top) + top + top * base_voxels + affine(top, top) + affine(1, top) + affine(top, 1)
-    return generator + discriminator
-
-
-def test_parameters_are_those_counted_by_hand():
-    rows = count_all_parameters()
-    assert [(r["preset"], r["conv"]) for r in rows] == [(p, c) for p in preset_names() for c in CONV_KINDS]
-    for row in rows:
-        sections = load_preset(row["preset"])
-        sizes = sections["prepare"]["shape"], sections["train3d"]["network"]["channels"]
-        assert row["parameters"] == count_by_hand(*sizes, row["conv"])
-        assert row["of_plain"] == row["parameters"] / count_by_hand(*sizes, "plain")
-
-
-def test_each_parameter_is_sent_once_as_four_bytes():
-    rows = {row["kind"]: row for row in count_bytes("hippocampus")}
-    parameters = {r["conv"]: r for r in count_all_parameters() if r["preset"] == "hippocampus"}
-    for kind in CONV_KINDS:
-        assert rows[kind]["generator"] + rows[kind]["discriminator"] == 4 * parameters[kind]["parameters"]
-        assert rows[kind]["of_plain"] == pytest.approx(parameters[kind]["of_plain"])
 
 
 def test_rates(make_setting):
