@@ -134,7 +134,8 @@ class SampleOptions:
             its own, a window stays.
         dicom: write each volume as a CT or MR series too, into seed0000.dicom/ beside seed0000.nii.gz.
         modality: of that series; default CT where the set's intensities are a window that can be HU, else MR.
-        compile: have torch.compile fuse what lies between convolutions; pays for hundreds of volumes. Needs a compiler.
+        compile: compile what lies between convolutions: in C++ on a CPU (needs a compiler, for seconds, once), by
+            torch.compile on a GPU. The same volumes, but for rounding.
         overwrite: replace the samples in `out`.
     """
 

@@ -50,8 +50,8 @@ def keep_freed_memory() -> None:
 def start_compiler(device: torch.device) -> None:
     """Compile what lies between convolutions (`passes.compile_passes`); say so in one line where that cannot be."""
     reason = compile_passes(device)
-    if reason is not None:
-        print(f"compile: no working compiler here ({reason}); going on without, to the same results", file=sys.stderr)
+    if reason is not None and PartialState().is_main_process:
+        print(f"compile: not possible here ({reason}); going on without, to the same results", file=sys.stderr)
 
 
 def make_accelerator(mixed_precision: str = "auto", out: Path | None = None) -> Accelerator:

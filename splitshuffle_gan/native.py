@@ -34,10 +34,14 @@ def load() -> str | None:
         path = _path(compiler)
         if not path.exists():
             _build(compiler, path)
-        _library = ctypes.CDLL(str(path))
+        try:
+            _library = ctypes.CDLL(str(path))
+        except OSError:  # damaged, as by a full disk
+            _build(compiler, path)
+            _library = ctypes.CDLL(str(path))
     except (OSError, subprocess.SubprocessError) as error:
-        said = getattr(error, "stderr", None) or str(error)
-        return f"{compiler}: {said.strip().splitlines()[0] if said.strip() else error}"
+        said = (getattr(error, "stderr", None) or str(error)).strip().splitlines() or [str(error)]
+        return f"{compiler}: {next((line for line in said if 'error' in line.lower()), said[0])}"
     return None
 
 
@@ -52,9 +56,16 @@ def _path(compiler: str) -> Path:
     cpuinfo = Path("/proc/cpuinfo")  # -march=native: a home folder may be shared by machines that differ
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     processor = next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
-    parts = SOURCE.read_text(), version, platform.machine(), processor, *FLAGS
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "splitshuffle_gan" / f"native-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:16]}.so"
+    parts = SOURCE.read_text(), compiler, version, platform.machine(), processor, *FLAGS
+    return _cache() / "splitshuffle_gan" / f"native-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:16]}.so"
+
+
+def _cache() -> Path:
+    """The user's cache folder; where there is no such user, as in some containers, the folder for temporary files."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        return Path(tempfile.gettempdir())
 
 
 def _build(compiler: str, path: Path) -> None:

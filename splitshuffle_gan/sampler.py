@@ -91,7 +91,8 @@ class SampleConfig:
         like: a NIfTI scan on whose grid the volumes are put; see `splitshuffle_gan.data.place.place`.
         dicom: write each volume as a DICOM series too; see `splitshuffle_gan.data.dicom_out`.
         modality: of that series, "CT" or "MR"; default CT where intensities are a window that can be HU, else MR.
-        compile: have torch.compile fuse what lies between convolutions; pays for hundreds of volumes. Needs a compiler.
+        compile: compile what lies between convolutions: in C++ on a CPU (needs a compiler, for seconds, once), by
+            torch.compile on a GPU. The same volumes, but for rounding.
         overwrite: replace the samples in `out`.
     """
 

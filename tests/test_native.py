@@ -187,3 +187,36 @@ def test_an_unwritable_cache_is_a_reason(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(native, "_library", None)
     assert "splitshuffle_gan" in passes.compile_passes(CPU)
+
+
+def test_a_damaged_library_is_built_again(tmp_path, monkeypatch):
+    if not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
+        pytest.skip("no C++ compiler here")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(native, "_library", None)
+    path = native._path(next(name for name in ("c++", "g++", "clang++") if shutil.which(name)))
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"damaged")
+    monkeypatch.delenv("CXX", raising=False)
+    assert native.load() is None and path.stat().st_size > 1000
+
+
+def test_a_user_without_a_home_gets_a_temporary_folder(monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+
+    def home() -> None:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(native.Path, "home", home)
+    assert str(native._cache()) == native.tempfile.gettempdir()
+
+
+def test_the_line_that_says_error_is_the_reason(tmp_path, monkeypatch):
+    compiler = tmp_path / "compiler"
+    script = "[ $1 = --version ] && exit 0\necho included from x >&2\necho x: error: y >&2\nexit 1\n"
+    compiler.write_text(f"#!/bin/sh\n{script}")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(native, "_library", None)
+    assert native.load().endswith("x: error: y")

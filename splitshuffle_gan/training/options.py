@@ -70,7 +70,8 @@ class TrainConfig:
         mixed_precision: arithmetic of the networks; auto: bf16 where the hardware has it.
         checkpoint_above: recompute in the backward pass the levels of more than this many rows or columns, instead of
             storing them: less memory, more time. 0 recomputes all levels; default none.
-        compile: have torch.compile fuse what lies between convolutions; takes seconds once. Needs a compiler.
+        compile: compile what lies between convolutions: in C++ on a CPU (needs a compiler, for seconds, once), by
+            torch.compile on a GPU. The same results, but for rounding.
         workers: processes that read data, per training process; 0 reads in the training process.
         seed: of everything random.
         network: the networks, when they are not read from `init`.
