@@ -32,7 +32,7 @@ def draw(result: dict, path: Path) -> Path:
     figure = Figure(figsize=(7.5 * columns, 3.6 * rows), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     all_axes = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for axes, (_, panel) in zip(all_axes, panels, strict=False):
+    for axes, (_, panel) in zip(all_axes[: len(panels)], panels, strict=True):
         panel(axes, result)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", color="0.92")
