@@ -33,17 +33,8 @@ class Linear(nn.Module):
             return nn.functional.linear(x.float(), self.weight * self.gain, self.bias * self.lr_multiplier)
 
 
-class Kernel(nn.Module):
-    """One convolution kernel `[out, in, *k]`, stored with unit variance and used times `gain = 1 / sqrt(fan_in)`."""
-
-    def __init__(self, out_channels: int, in_channels: int, size: tuple[int, ...]) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, *size))
-        self.gain = 1 / math.sqrt(in_channels * math.prod(size))
-
-    def effective(self) -> Tensor:
-        """The kernel that acts on activations."""
-        return self.weight * self.gain
+class Convolution(nn.Module):
+    """What the kinds share. Each says in `parts` what it computes, one tensor, or two whose channels are shuffled."""
 
     def forward(
         self,
@@ -57,8 +48,21 @@ class Kernel(nn.Module):
 
         What multiplies the kernel costs nothing, what multiplies activations a pass over memory.
         """
-        (x,) = nd.branches(x, scale, (self.weight,))
-        return self.convolve(x, gain, bias, modulation)
+        parts = self.parts(x, gain, scale, bias, modulation)
+        return parts[0] if len(parts) == 1 else passes.interleave(*parts)
+
+
+class Kernel(Convolution):
+    """One convolution kernel `[out, in, *k]`, stored with unit variance and used times `gain = 1 / sqrt(fan_in)`."""
+
+    def __init__(self, out_channels: int, in_channels: int, size: tuple[int, ...]) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, *size))
+        self.gain = 1 / math.sqrt(in_channels * math.prod(size))
+
+    def effective(self) -> Tensor:
+        """The kernel that acts on activations."""
+        return self.weight * self.gain
 
     def parts(
         self,
@@ -68,13 +72,14 @@ class Kernel(nn.Module):
         bias: Tensor | None = None,
         modulation: Modulation | None = None,
     ) -> tuple[Tensor, ...]:
-        """The same, for `passes.finish`."""
-        return (self(x, gain, scale, bias, modulation),)
+        """Arguments as in `Convolution.forward`."""
+        (x,) = nd.branches(x, scale, (self.weight,))
+        return (self.convolve(x, gain, bias, modulation),)
 
     def convolve(
         self, x: Tensor, gain: float = 1.0, bias: Tensor | None = None, modulation: Modulation | None = None
     ) -> Tensor:
-        """As `forward`, of an `x` that comes from `nd.branches`."""
+        """Convolve an `x` that comes from `nd.branches`."""
         weight = self.weight * (self.gain * gain)
         if modulation is not None:
             rows, columns = modulation
@@ -94,7 +99,7 @@ class PlainConv(Kernel):
         super().__init__(out_channels, in_channels, nd.kernel_size(rank, size))
 
 
-class SplitShuffleConv(nn.Module):
+class SplitShuffleConv(Convolution):
     """Split&Shuffle convolution: 9 C^2 weights at rank 3, a third of the plain convolution's 27 C^2.
 
     The channels are split in two halves. The *volumetric* half goes through a k x k x k convolution, the *planar*
@@ -110,17 +115,6 @@ class SplitShuffleConv(nn.Module):
         self.volumetric = Kernel(*halves, nd.kernel_size(rank, size))
         self.planar = Kernel(*halves, nd.kernel_size(rank, size, depth=1))
 
-    def forward(
-        self,
-        x: Tensor,
-        gain: float = 1.0,
-        scale: Tensor | None = None,
-        bias: Tensor | None = None,
-        modulation: Modulation | None = None,
-    ) -> Tensor:
-        """Split, convolve, concatenate, shuffle; arguments as in `Kernel.forward`."""
-        return passes.interleave(*self.parts(x, gain, scale, bias, modulation))
-
     def parts(
         self,
         x: Tensor,
@@ -129,7 +123,7 @@ class SplitShuffleConv(nn.Module):
         bias: Tensor | None = None,
         modulation: Modulation | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """The two halves, for `passes.finish`, which shuffles on its way."""
+        """Split and convolve; the two halves, not yet shuffled. Arguments as in `Convolution.forward`."""
         kernels, halves = (self.volumetric, self.planar), []
         for i, part in enumerate(nd.branches(x, scale, tuple(kernel.weight for kernel in kernels))):
             half = None if modulation is None else (modulation[0].chunk(2)[i], modulation[1][i::2])
@@ -143,7 +137,7 @@ class SplitShuffleConv(nn.Module):
         return torch.stack(halves, dim=-1).flatten(-2)
 
 
-class SeparableConv(nn.Module):
+class SeparableConv(Convolution):
     """(2+1)D convolution: 1 x k x k, then k x 1 x 1 at rank 3; k x k alone at rank 2. 12 C^2 weights at rank 3."""
 
     def __init__(self, rank: int, in_channels: int, out_channels: int, size: int = 3) -> None:
@@ -151,24 +145,23 @@ class SeparableConv(nn.Module):
         self.planar = Kernel(out_channels, in_channels, nd.kernel_size(rank, size, depth=1))
         self.axial = Kernel(out_channels, out_channels, (size, 1, 1)) if rank == 3 else None
 
-    def forward(
+    def parts(
         self,
         x: Tensor,
         gain: float = 1.0,
         scale: Tensor | None = None,
         bias: Tensor | None = None,
         modulation: Modulation | None = None,
-    ) -> Tensor:
-        """Convolve in-plane, then through-plane; arguments as in `Kernel.forward`."""
+    ) -> tuple[Tensor, ...]:
+        """Convolve in-plane, then through-plane; arguments as in `Convolution.forward`."""
         if self.axial is None:
-            return self.planar(x, gain, scale, bias, modulation)
+            return self.planar.parts(x, gain, scale, bias, modulation)
         if modulation is None:
-            return self.axial(self.planar(x, gain, scale), bias=bias)
+            return self.axial.parts(self.planar(x, gain, scale), bias=bias)
         rows, columns = modulation
         ones = torch.ones_like(columns)
-        return self.axial(self.planar(x, gain, scale, modulation=(rows, ones)), bias=bias, modulation=(ones, columns))
-
-    parts = Kernel.parts
+        x = self.planar(x, gain, scale, modulation=(rows, ones))
+        return self.axial.parts(x, bias=bias, modulation=(ones, columns))
 
     def output_energy(self, input_energy: Tensor) -> Tensor:
         """As `Kernel.output_energy`, of the composed kernel."""
