@@ -199,6 +199,17 @@ def prepare(options: PrepareOptions) -> None:
         print(f"labels {', '.join(map(str, dataset.manifest['labels']['values']))} ride along")
 
 
+def split(options: Any) -> None:
+    """Run `splitshuffle split`."""
+    from splitshuffle_gan.data.dataset import open_dataset
+    from splitshuffle_gan.data.split import split
+
+    train, held_out = split(options)
+    print(
+        f"{len(open_dataset(train))} volumes to train on: {train}; {len(open_dataset(held_out))} set aside: {held_out}"
+    )
+
+
 def doctor(options: Any) -> None:
     """Run `splitshuffle doctor`."""
     from splitshuffle_gan.data.doctor.examine import examine
@@ -382,6 +393,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "fetch": Command("get a known set of scans: MSD, IXI, ADNI, COCA", "data.known.fetch:FetchConfig", fetch),
     "prepare": Command("scans to a dataset", PrepareOptions, prepare),
+    "split": Command("set part of a dataset aside, by the scans' names", "data.split:SplitConfig", split),
     "train2d": Command("train a 2D GAN on the slices of a dataset", TRAINING, lambda options: train(options, 2)),
     "inflate": Command("make a 3D GAN of a 2D one", InflateOptions, inflate),
     "train3d": Command(

@@ -40,10 +40,28 @@ def make_manifest(
     if shards is not None:
         manifest["shards"] = shards
     if config.labels is not None:
-        entries = [entry["labels"] for entry in volumes]
-        values = sorted({value for entry in entries for value in entry["values"]})
-        manifest["labels"] = {"values": values, "resample": config.label_resample, "data_hash": _hash_of(entries)}
+        manifest["labels"] = _labels(volumes, config.label_resample)
     return manifest | {"volumes": volumes, "skipped": skipped}
+
+
+def part_of_manifest(manifest: dict, rows: list[int], shards: list[int] | None) -> dict:
+    """The manifest of a dataset that keeps `rows`, in this order, of the one of `manifest`; `shards` as above.
+
+    What holds for all volumes alike stays; "part_of" names the whole by its hash.
+    """
+    volumes = [manifest["volumes"][row] for row in rows]
+    part = manifest | {"count": len(volumes), "data_hash": _hash_of(volumes), "part_of": manifest["data_hash"]}
+    if shards is not None:
+        part["shards"] = shards
+    if "labels" in manifest:
+        part["labels"] = _labels(volumes, manifest["labels"]["resample"])
+    return part | {"volumes": volumes, "skipped": []}
+
+
+def _labels(volumes: list[dict], resample: str) -> dict:
+    entries = [entry["labels"] for entry in volumes]
+    values = sorted({value for entry in entries for value in entry["values"]})
+    return {"values": values, "resample": resample, "data_hash": _hash_of(entries)}
 
 
 def _hash_of(entries: list[dict]) -> str:
