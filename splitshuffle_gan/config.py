@@ -166,7 +166,8 @@ class GeneratorConfig(NetworkConfig):
     Attributes:
         z_dim: size of the latent z.
         w_dim: size of the intermediate latent w.
-        mapping_layers: layers of the mapping network z -> w.
+        mapping_layers: layers of the mapping network z -> w. Few: its learning rate is a hundredth of the others', so in a
+            short training it stays what it was at the start, and each layer narrows what w spans.
         noise: per-layer noise inputs.
         depth_upsample: how depth grows between levels at rank 3. `nearest` makes an inflated start exact, `linear` is
             smoother for training from scratch. In-plane axes are always (bi)linear.
@@ -174,7 +175,7 @@ class GeneratorConfig(NetworkConfig):
 
     z_dim: int = 128
     w_dim: int = 128
-    mapping_layers: int = 4
+    mapping_layers: int = 2
     noise: bool = True
     depth_upsample: Literal["nearest", "linear"] = "nearest"
 

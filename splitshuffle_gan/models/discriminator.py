@@ -82,16 +82,17 @@ def group_within(batch_size: int, group_size: int) -> int:
 
 
 def minibatch_std(x: Tensor, group_size: int) -> Tensor:
-    """Mean standard deviation within groups of consecutive samples: `[N, C, *S] -> [N, 1]`, float32 (arXiv 1710.10196).
+    """Standard deviation within groups of consecutive samples, averaged over the grid: `[N, C, *S] -> [N, C]`, float32.
 
-    The groups are of `group_within(N, group_size)` samples.
+    Of `group_within(N, group_size)` samples a group. One number per channel, where arXiv 1710.10196 averages over
+    channels too: so the discriminator sees in which respect samples are too alike, not only that they are.
     """
     group = group_within(x.shape[0], group_size)
     groups = x.float().unflatten(0, (-1, group))
     # Spelled out: `var` over a scattered axis takes fifty times as long on a CPU.
     variance = (groups - groups.mean(1, keepdim=True)).square().mean(1)
-    std = (variance + 1e-8).sqrt().flatten(1).mean(1)
-    return std.repeat_interleave(group)[:, None]
+    std = (variance + 1e-8).sqrt().flatten(2).mean(2)
+    return std.repeat_interleave(group, dim=0)
 
 
 class Discriminator(nn.Module, Pretrained):
@@ -115,9 +116,9 @@ class Discriminator(nn.Module, Pretrained):
         self.conv = BiasedConv(config, channels[0], channels[0])
         self.readout = SpatialReadout(channels[0], base)
         self.dense = Linear(channels[0], channels[0])
-        # With weights of its own, of unit gain: as one more input among `channels[0]` equals, the statistic has so
-        # little leverage that the discriminator does not learn to use it, and the generator collapses unpunished.
-        self.statistic = Linear(1, channels[0])
+        # With weights of its own: as more inputs among those of `dense`, the statistic has so little leverage that the
+        # discriminator does not learn to use it, and the generator collapses unpunished.
+        self.statistic = Linear(channels[0], channels[0])
         self.logit = Linear(channels[0], 1)
 
     def forward(self, images: Tensor, depth: Tensor | None = None) -> Tensor:

@@ -20,7 +20,7 @@ class NetworkOptions:
         depth_aware: tell the networks the depth of each slice (beyond the paper); default yes.
         z_dim: size of the latent; default 128.
         w_dim: size of the intermediate latent; default 128.
-        mapping_layers: layers of the mapping network; default 4.
+        mapping_layers: layers of the mapping network; default 2.
         noise: per-layer noise inputs; default yes.
         depth_upsample: growth over depth at rank 3; default nearest.
         group_size: samples per group of the minibatch standard deviation; default 4.

@@ -31,7 +31,7 @@ STATE = {
     "readout.weight": (8, 4, 4, 4),
     "dense.weight": (8, 8),
     "dense.bias": (8,),
-    "statistic.weight": (8, 1),
+    "statistic.weight": (8, 8),
     "statistic.bias": (8,),
     "logit.weight": (1, 8),
     "logit.bias": (1,),
@@ -131,8 +131,8 @@ def test_a_block_adds_two_branches_of_equal_weight():
 @pytest.mark.parametrize("rank", [2, 3])
 def test_minibatch_std_is_that_of_numpy(samples, group_size, group, rank):
     x = torch.randn(samples, 3, *[4] * rank)
-    grouped = x.double().numpy().reshape(samples // group, group, -1)
-    expected = np.repeat(grouped.std(axis=1).mean(axis=1), group)[:, None]
+    grouped = x.double().numpy().reshape(samples // group, group, 3, -1)
+    expected = np.repeat(grouped.std(axis=1).mean(axis=2), group, axis=0)
     np.testing.assert_allclose(minibatch_std(x, group_size).numpy(), expected, atol=1.1e-4)
 
 
