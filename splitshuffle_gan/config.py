@@ -5,12 +5,12 @@ One config serves both ranks. `shape` is always the volume's `(D, H, W)`; a netw
 """
 
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from splitshuffle_gan.errors import UserError
 
-ConvKind = Literal["split_shuffle", "plain", "separable"]
-CONV_KINDS: tuple[str, ...] = ("split_shuffle", "plain", "separable")
+ConvKind = Literal["split_shuffle", "plain", "separable", "split_pointwise"]
+CONV_KINDS: tuple[str, ...] = get_args(ConvKind)
 MIN_BASE, MAX_BASE = 4, 15
 
 

@@ -20,6 +20,7 @@ from splitshuffle_gan.training.options import NetworkOptions, TrainConfig
 from splitshuffle_gan.training.step import Trainer
 
 LAYOUTS = {"channels_last": torch.channels_last_3d, "contiguous": torch.contiguous_format}
+COMPARED = ("split_shuffle", "plain", "separable")  # kinds of convolution; those for ablation are not timed
 Shape = tuple[int, ...]
 
 

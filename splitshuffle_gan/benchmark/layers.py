@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 import torch
 
-from splitshuffle_gan.benchmark.cases import Bare, Differentiated, Place, Shape, level_shapes
+from splitshuffle_gan.benchmark.cases import COMPARED, Bare, Differentiated, Place, Shape, level_shapes
 from splitshuffle_gan.benchmark.clock import Measurement, ratio, summary, take_turns, timed
 from splitshuffle_gan.benchmark.setting import Setting
-from splitshuffle_gan.config import CONV_KINDS, GeneratorConfig, Schedule
+from splitshuffle_gan.config import GeneratorConfig, Schedule
 from splitshuffle_gan.nn.styled import StyledConv
 
 
@@ -26,9 +26,9 @@ def measure_layers(setting: Setting) -> list[dict]:
 
 
 def _compare(setting: Setting, shape: Shape, place: Place) -> list[dict]:
-    layers = {kind: _layer(kind, shape, place) for kind in CONV_KINDS}
+    layers = {kind: _layer(kind, shape, place) for kind in COMPARED}
     cases: dict[tuple, Measurement] = {
-        ("bare", kind): timed(Bare(kind, shape, place).training, place.device) for kind in CONV_KINDS
+        ("bare", kind): timed(Bare(kind, shape, place).training, place.device) for kind in COMPARED
     }
     for on in setting.compilation.choices:
         for kind, layer in layers.items():
@@ -48,7 +48,7 @@ def _compare(setting: Setting, shape: Shape, place: Place) -> list[dict]:
             "of_conv3d": ratio(times[on, kind], times["bare", "plain"]),
         }
         for on in setting.compilation.choices
-        for kind in CONV_KINDS
+        for kind in COMPARED
     ]
 
 

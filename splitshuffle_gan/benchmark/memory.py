@@ -4,11 +4,10 @@ from collections.abc import Callable
 
 import torch
 
-from splitshuffle_gan.benchmark.cases import Place, TrainingStep, networks
+from splitshuffle_gan.benchmark.cases import COMPARED, Place, TrainingStep, networks
 from splitshuffle_gan.benchmark.clock import milliseconds, ratio, summary, take_turns
 from splitshuffle_gan.benchmark.setting import Setting, find_device
 from splitshuffle_gan.benchmark.workers import Worker, isolated, peak_mib
-from splitshuffle_gan.config import CONV_KINDS
 from splitshuffle_gan.devices import keep_freed_memory
 
 
@@ -21,7 +20,7 @@ def measure_peaks(setting: Setting) -> list[dict]:
     """Rows of dtype, kind: "peak_mib" of a process that makes two steps, "start_mib" of it before them."""
     rows = []
     for dtype in setting.dtypes:
-        for kind in CONV_KINDS:
+        for kind in COMPARED:
             arguments = dtype, setting.seed, setting.preset, kind, setting.batch_size
             rows.append({"dtype": dtype, "kind": kind, **isolated(_preset_steps, *arguments)})
     return rows

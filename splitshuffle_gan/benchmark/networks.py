@@ -1,12 +1,11 @@
 """The networks of a preset: generator, both phases of a training step, the whole step, and what a step is made of."""
 
-from splitshuffle_gan.benchmark.cases import Place, TrainingStep, count_parameters, networks
+from splitshuffle_gan.benchmark.cases import COMPARED, Place, TrainingStep, count_parameters, networks
 from splitshuffle_gan.benchmark.clock import amortised, ratio, summary, take_turns
 from splitshuffle_gan.benchmark.layers import compiled
 from splitshuffle_gan.benchmark.operations import operations_of
 from splitshuffle_gan.benchmark.rates import best_plain_rate
 from splitshuffle_gan.benchmark.setting import Setting
-from splitshuffle_gan.config import CONV_KINDS
 from splitshuffle_gan.presets import preset_names
 
 TAKEN_APART = 3  # repetitions, at most, of steps whose operations are timed one by one
@@ -17,7 +16,7 @@ def count_all_parameters() -> list[dict]:
     """Parameters of generator and discriminator at rank 3, per preset and convolution kind."""
     rows = []
     for name in preset_names():
-        counts = {kind: sum(map(count_parameters, networks(name, kind))) for kind in CONV_KINDS}
+        counts = {kind: sum(map(count_parameters, networks(name, kind))) for kind in COMPARED}
         for kind, count in counts.items():
             rows.append({"preset": name, "conv": kind, "parameters": count, "of_plain": count / counts["plain"]})
     return rows
@@ -34,13 +33,13 @@ def measure_networks(setting: Setting, rates: dict | None) -> dict:
     steps = {
         (dtype, kind): TrainingStep(networks(setting.preset, kind), Place(setting.device, dtype), setting.batch_size)
         for dtype in setting.dtypes
-        for kind in CONV_KINDS
+        for kind in COMPARED
     }
     cases = {  # kinds innermost: they are what is compared
         (dtype, on, kind): compiled(setting, on, steps[dtype, kind].measure)
         for dtype in setting.dtypes
         for on in setting.compilation.choices
-        for kind in CONV_KINDS
+        for kind in COMPARED
     }
     times = take_turns(cases, setting.repetitions, f"network {setting.preset}")
     setting.compilation.switch(False)
@@ -61,7 +60,7 @@ def measure_networks(setting: Setting, rates: dict | None) -> dict:
         row |= _achieved(row, parts[dtype, kind], rates, dtype)
         row |= _outside(row, parts[dtype, kind])
         rows.append(row)
-    first = steps[setting.dtypes[0], CONV_KINDS[0]].trainer
+    first = steps[setting.dtypes[0], COMPARED[0]].trainer
     return {
         "preset": setting.preset,
         "shape": list(first.G.config.shape),

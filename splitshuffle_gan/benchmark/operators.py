@@ -1,9 +1,8 @@
 """The convolutions alone: bare ones against the whole modules, which also split, pad, cast and shuffle."""
 
-from splitshuffle_gan.benchmark.cases import LAYOUTS, Bare, Differentiated, Place, Shape, level_shapes
+from splitshuffle_gan.benchmark.cases import COMPARED, LAYOUTS, Bare, Differentiated, Place, Shape, level_shapes
 from splitshuffle_gan.benchmark.clock import ratio, summary, take_turns, timed
 from splitshuffle_gan.benchmark.setting import Setting
-from splitshuffle_gan.config import CONV_KINDS
 from splitshuffle_gan.nn.conv import make_conv
 
 CUBES = ((1, 64, 32, 32, 32), (1, 32, 64, 64, 64), (1, 16, 128, 128, 128))  # N, C, D, H, W
@@ -29,7 +28,7 @@ def _compare(setting: Setting, shape: Shape, place: Place) -> list[dict]:
     usual = place.layout == "channels_last"
     repetitions = setting.repetitions if usual else min(SLOW_REPETITIONS, setting.repetitions)
     calls = {}
-    for kind in CONV_KINDS:
+    for kind in COMPARED:
         calls[kind, "bare"] = Bare(kind, shape, place)
         calls[kind, "module"] = _module(kind, shape, place)
     cases = {
@@ -53,7 +52,7 @@ def _compare(setting: Setting, shape: Shape, place: Place) -> list[dict]:
             "module_of_plain": ratio(times[direction, kind, "module"], times[direction, "plain", "module"]),
         }
         for direction in ("forward", "training")
-        for kind in CONV_KINDS
+        for kind in COMPARED
     ]
 
 

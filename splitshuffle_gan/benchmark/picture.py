@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from splitshuffle_gan.config import CONV_KINDS
+from splitshuffle_gan.benchmark.cases import COMPARED
 from splitshuffle_gan.output import whole_file
 
 COLOURS = {"split_shuffle": "#0072B2", "plain": "#D55E00", "separable": "#009E73"}  # told apart by the colour-blind
@@ -55,7 +55,7 @@ Bars = dict[str, dict[str, dict[str, float]]]  # group -> kind -> summary
 
 def _bars(axes: Axes, title: str, unit: str, bars: Bars, reference: float | None = None) -> None:
     """Bars with quartiles, a group for each key, a colour for each kind; dotted, what the ratios refer to."""
-    for index, kind in enumerate(CONV_KINDS):
+    for index, kind in enumerate(COMPARED):
         found = [(group, kinds[kind]) for group, kinds in enumerate(bars.values()) if kind in kinds]
         if not found:
             continue

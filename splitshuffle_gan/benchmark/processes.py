@@ -5,11 +5,10 @@ from collections.abc import Callable
 
 import torch
 
-from splitshuffle_gan.benchmark.cases import Place, TrainingStep, count_parameters, networks
+from splitshuffle_gan.benchmark.cases import COMPARED, Place, TrainingStep, count_parameters, networks
 from splitshuffle_gan.benchmark.clock import milliseconds, ratio, summary, take_turns
 from splitshuffle_gan.benchmark.setting import Setting
 from splitshuffle_gan.benchmark.workers import Worker
-from splitshuffle_gan.config import CONV_KINDS
 from splitshuffle_gan.devices import make_accelerator
 
 ARRANGEMENTS = ((1, 1), (1, 2), (2, 1))  # processes, threads of each
@@ -23,7 +22,7 @@ def measure_processes(setting: Setting) -> dict:
 def count_bytes(preset: str) -> list[dict]:
     """Bytes that each process gives to the reduction in one training step: a float32 per parameter, once."""
     rows = []
-    for kind in CONV_KINDS:
+    for kind in COMPARED:
         generator, discriminator = (4 * count_parameters(network) for network in networks(preset, kind))
         rows.append({"kind": kind, "generator": generator, "discriminator": discriminator})
     plain = next(row["generator"] + row["discriminator"] for row in rows if row["kind"] == "plain")

@@ -4,6 +4,7 @@ Every kind maps `[N, in, *S]` to `[N, out, *S]` and can tell the energy of its d
 """
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -107,13 +108,18 @@ class SplitShuffleConv(Convolution):
     mixes both. At rank 2 both halves are k x k: the slice network has the same graph.
 
     This is our declared reading of arXiv 2208.03934, whose abstract names the block and gives no equation.
+
+    `planar_size` other than `size` is for ablation: with 1 the planar half only mixes its channels, the nearest to an
+    identity that can change their number (7 C^2 weights).
     """
 
-    def __init__(self, rank: int, in_channels: int, out_channels: int, size: int = 3) -> None:
+    def __init__(
+        self, rank: int, in_channels: int, out_channels: int, size: int = 3, planar_size: int | None = None
+    ) -> None:
         super().__init__()
         halves = out_channels // 2, in_channels // 2
         self.volumetric = Kernel(*halves, nd.kernel_size(rank, size))
-        self.planar = Kernel(*halves, nd.kernel_size(rank, size, depth=1))
+        self.planar = Kernel(*halves, nd.kernel_size(rank, planar_size or size, depth=1))
 
     def parts(
         self,
@@ -174,6 +180,11 @@ class SeparableConv(Convolution):
 
 
 def make_conv(kind: str, rank: int, in_channels: int, out_channels: int, size: int = 3) -> nn.Module:
-    """The convolution of `kind` (`split_shuffle`, `plain` or `separable`)."""
-    kinds = {"split_shuffle": SplitShuffleConv, "plain": PlainConv, "separable": SeparableConv}
+    """The convolution of `kind`: split_shuffle, plain, separable, or split_pointwise (`planar_size` 1)."""
+    kinds = {
+        "split_shuffle": SplitShuffleConv,
+        "plain": PlainConv,
+        "separable": SeparableConv,
+        "split_pointwise": partial(SplitShuffleConv, planar_size=1),
+    }
     return kinds[kind](rank, in_channels, out_channels, size)

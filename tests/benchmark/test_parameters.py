@@ -2,9 +2,9 @@
 
 import pytest
 
+from splitshuffle_gan.benchmark.cases import COMPARED
 from splitshuffle_gan.benchmark.networks import count_all_parameters
 from splitshuffle_gan.benchmark.processes import count_bytes
-from splitshuffle_gan.config import CONV_KINDS
 from splitshuffle_gan.presets import load_preset, preset_names
 
 BASE_MIN = 4
@@ -30,7 +30,7 @@ def count_by_hand(shape: list[int], channels: list[int], conv: str, latent: int 
     def affine(i: int, o: int) -> int:
         return i * o + o
 
-    generator = 4 * affine(latent, latent) + channels[0] * base_voxels
+    generator = 2 * affine(latent, latent) + channels[0] * base_voxels
     discriminator = 2 * channels[-1] + channels[-1]  # from the image and its depth
     for level, c in enumerate(channels):
         before = [c] if level == 0 else [channels[level - 1], c]
@@ -41,13 +41,13 @@ def count_by_hand(shape: list[int], channels: list[int], conv: str, latent: int 
             coarse = channels[level - 1]
             discriminator += weights(c, c) + c + weights(c, coarse) + coarse + c * coarse
     top = channels[0]
-    discriminator += weights(top, top) + top + top * base_voxels + affine(top, top) + affine(1, top) + affine(top, 1)
+    discriminator += weights(top, top) + top + top * base_voxels + 2 * affine(top, top) + affine(top, 1)
     return generator + discriminator
 
 
 def test_parameters_are_those_counted_by_hand():
     rows = count_all_parameters()
-    assert [(r["preset"], r["conv"]) for r in rows] == [(p, c) for p in preset_names() for c in CONV_KINDS]
+    assert [(r["preset"], r["conv"]) for r in rows] == [(p, c) for p in preset_names() for c in COMPARED]
     for row in rows:
         sections = load_preset(row["preset"])
         sizes = sections["prepare"]["shape"], sections["train3d"]["network"]["channels"]
@@ -58,6 +58,6 @@ def test_parameters_are_those_counted_by_hand():
 def test_each_parameter_is_sent_once_as_four_bytes():
     rows = {row["kind"]: row for row in count_bytes("hippocampus")}
     parameters = {r["conv"]: r for r in count_all_parameters() if r["preset"] == "hippocampus"}
-    for kind in CONV_KINDS:
+    for kind in COMPARED:
         assert rows[kind]["generator"] + rows[kind]["discriminator"] == 4 * parameters[kind]["parameters"]
         assert rows[kind]["of_plain"] == pytest.approx(parameters[kind]["of_plain"])

@@ -5,7 +5,7 @@ import torch
 from monai.utils import OptionalImportError
 
 from splitshuffle_gan.benchmark import processes, sampling, sizes, workers
-from splitshuffle_gan.benchmark.cases import Place, TrainingStep, networks
+from splitshuffle_gan.benchmark.cases import COMPARED, Place, TrainingStep, networks
 from splitshuffle_gan.benchmark.layers import measure_layers
 from splitshuffle_gan.benchmark.memory import measure_allocator, measure_memory
 from splitshuffle_gan.benchmark.networks import TIMES, measure_networks, taken_apart
@@ -14,7 +14,6 @@ from splitshuffle_gan.benchmark.processes import measure_processes
 from splitshuffle_gan.benchmark.rates import best_plain_rate, measure_rates
 from splitshuffle_gan.benchmark.sampling import Diffusion, measure_sampling
 from splitshuffle_gan.benchmark.sizes import measure_large, measure_sizes
-from splitshuffle_gan.config import CONV_KINDS
 
 CPU = torch.device("cpu")
 LEVELS = [[2, 8, 4, 4, 4], [2, 8, 4, 8, 4], [2, 8, 8, 16, 8]]
@@ -48,7 +47,7 @@ def test_operators(make_setting):
         for dtype in ("float32", "bf16")
         for layout in ("channels_last", "contiguous")
         for direction in ("forward", "training")
-        for kind in CONV_KINDS
+        for kind in COMPARED
     }
     for row in rows:
         assert is_summary(row["bare_ms"], 2) and is_summary(row["module_ms"], 2)
@@ -69,7 +68,7 @@ def test_layers(make_setting, compile):
     rows = measure_layers(make_setting(compile=compile))
     choices = [False, True] if compile else [False]
     assert [(r["shape"], r["compile"], r["kind"]) for r in rows] == [
-        (shape, on, kind) for shape in LEVELS for on in choices for kind in CONV_KINDS
+        (shape, on, kind) for shape in LEVELS for on in choices for kind in COMPARED
     ]
     for row in rows:
         assert is_summary(row["ms"], 2) and is_summary(row["of_bare"], 2) and is_summary(row["of_conv3d"], 2)
@@ -95,7 +94,7 @@ def test_networks(make_setting):
     }
     result = measure_networks(setting, rates)
     assert (result["shape"], result["channels"], result["batch_size"]) == ([8, 16, 8], [8, 8, 8], 2)
-    assert [(r["dtype"], r["kind"]) for r in result["rows"]] == [(d, k) for d in setting.dtypes for k in CONV_KINDS]
+    assert [(r["dtype"], r["kind"]) for r in result["rows"]] == [(d, k) for d in setting.dtypes for k in COMPARED]
     plain = result["rows"][1]
     for row in result["rows"]:
         for name in TIMES:
@@ -200,7 +199,7 @@ def test_the_diffusion_sampler_makes_all_its_steps(tiny):
 
 def test_memory(make_setting):
     memory = measure_memory(make_setting())
-    assert [row["kind"] for row in memory["peaks"]] == list(CONV_KINDS)
+    assert [row["kind"] for row in memory["peaks"]] == list(COMPARED)
     assert all(row["peak_mib"] >= row["start_mib"] > 10 for row in memory["peaks"])
     allocator = memory["allocator"]
     assert is_summary(allocator["default_ms"], 2) and is_summary(allocator["kept_ms"], 2)

@@ -176,7 +176,11 @@ def test_gain_multiplies_the_output(kind, rank):
 
 
 def test_kinds():
-    assert [type(make_conv(kind, 3, 4, 4)) for kind in CONV_KINDS] == [SplitShuffleConv, PlainConv, SeparableConv]
+    made = {kind: make_conv(kind, 3, 4, 6) for kind in CONV_KINDS}
+    types = {"split_shuffle": SplitShuffleConv, "plain": PlainConv, "separable": SeparableConv}
+    assert {kind: type(conv) for kind, conv in made.items()} == {**types, "split_pointwise": SplitShuffleConv}
+    assert made["split_shuffle"].planar.weight.shape == (3, 2, 1, 3, 3)
+    assert made["split_pointwise"].planar.weight.shape == (3, 2, 1, 1, 1)
 
 
 def test_equalised_learning_rate_keeps_unit_variance_whatever_the_width():
