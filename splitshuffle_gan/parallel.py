@@ -23,7 +23,7 @@ def parallel_map(function: Callable, tasks: list, workers: int = 0) -> Iterator:
     # Forked workers need no importable main module, so an unguarded script can call this.
     method = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
     context = multiprocessing.get_context(method)
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_die_with, initargs=(os.getpid(),))
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=die_with, initargs=(os.getpid(),))
     try:
         yield from pool.map(function, tasks)
     except BrokenProcessPool as error:
@@ -32,7 +32,7 @@ def parallel_map(function: Callable, tasks: list, workers: int = 0) -> Iterator:
         pool.shutdown(cancel_futures=True)
 
 
-def _die_with(parent: int) -> None:
+def die_with(parent: int) -> None:
     """End this worker when its parent is gone: a killed parent cannot say goodbye, and workers wait for it for ever."""
 
     def watch() -> None:

@@ -1,7 +1,6 @@
 """Drawing a volume: the generator against what one would pick instead, a diffusion network with 50 DDIM steps."""
 
 import torch
-from monai.networks.nets import DiffusionModelUNet
 from monai.networks.schedulers import DDIMScheduler
 from monai.utils import OptionalImportError
 from torch import Tensor
@@ -12,6 +11,7 @@ from splitshuffle_gan.benchmark.layers import compiled
 from splitshuffle_gan.benchmark.operations import operations_of
 from splitshuffle_gan.benchmark.setting import Setting
 from splitshuffle_gan.config import GeneratorConfig
+from splitshuffle_gan.experiment.denoiser import SCHEDULE, diffusion_network
 from splitshuffle_gan.models.generator import Generator
 
 SHAPE = (48, 64, 48)
@@ -19,7 +19,6 @@ DIFFUSION_STEPS = 50
 # Narrower than the (256, 256, 512) of MONAI's tutorial on 3D diffusion, whose other choices these are: the comparison
 # errs in the diffusion network's favour.
 DIFFUSION_CHANNELS = (64, 128, 256)
-SCHEDULE = {"num_train_timesteps": 1000, "schedule": "scaled_linear_beta", "beta_start": 0.0005, "beta_end": 0.0195}
 
 
 class Diffusion:
@@ -27,15 +26,8 @@ class Diffusion:
 
     def __init__(self, place: Place) -> None:
         self.place = place
-        self.network = DiffusionModelUNet(
-            spatial_dims=3,
-            in_channels=1,
-            out_channels=1,
-            channels=DIFFUSION_CHANNELS,
-            attention_levels=(False, False, True),
-            num_head_channels=(0, 0, DIFFUSION_CHANNELS[-1]),
-            num_res_blocks=2,
-        ).to(place.device, memory_format=torch.channels_last_3d)
+        network = diffusion_network(DIFFUSION_CHANNELS, num_res_blocks=2)
+        self.network = network.to(place.device, memory_format=torch.channels_last_3d)
         self.network.eval()
         self.scheduler = DDIMScheduler(clip_sample=False, **SCHEDULE)
         self.scheduler.set_timesteps(DIFFUSION_STEPS)

@@ -1,7 +1,8 @@
 """The numbers of a card: what each is, its interval, and the floor that real volumes give.
 
 Generated comes first and real second, everywhere. A row compares n generated volumes with n real ones, the `reference`
-rows of all the real features there are; its floor compares disjoint halves of all of those.
+rows of all the real features there are; its floor compares disjoint halves of all of those, or, where there are
+`others` (real volumes as well, such as those that were trained on), n of them with the reference.
 """
 
 from collections.abc import Callable, Sequence
@@ -92,26 +93,49 @@ def share(name: str, draws: Draws) -> Measure:
     return Measure(name, name.capitalize(), "higher", partial(_share, name), spread, {"neighbours": k})
 
 
-def row(measure: Measure, generated: np.ndarray, real: np.ndarray, reference: np.ndarray, draws: Draws) -> dict:
+def floor_pairs(
+    real: np.ndarray, reference: np.ndarray, others: np.ndarray | None, count: int, draws: Draws
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Pairs of real sets for the floor of a score of `count` volumes a side, equally large within and among pairs.
+
+    Without `others` disjoint halves of `real`, at most `count` each. With them random choices of `count` of the others,
+    or all if there are fewer, each against the reference, or as many of it.
+    """
+    if others is None:
+        size = min(count, len(real) // 2)
+        return [(real[a], real[b]) for a, b in split_pairs(len(real), size, draws.splits, draws.seed)]
+    size, there, rng = min(count, len(others)), real[reference], np.random.default_rng(draws.seed)
+    pick = partial(rng.choice, size=size, replace=False)
+    return [(others[np.sort(pick(len(others)))], there[np.sort(pick(len(there)))]) for _ in range(draws.splits)]
+
+
+def row(
+    measure: Measure,
+    generated: np.ndarray,
+    real: np.ndarray,
+    reference: np.ndarray,
+    draws: Draws,
+    others: np.ndarray | None = None,
+) -> dict:
     """The card's row: value, interval, floor, and the value at the floor's n, so that the two can be divided.
 
+    `others`: features of real volumes that are not among `real`, for the floor; see `floor_pairs`.
     Where n does not allow the number, {"metric", "title", "omitted": reason}.
     """
     there, count = real[reference], len(generated)
-    size = min(count, len(real) // 2)
     head = {"metric": measure.name, "title": measure.title}
     try:
         value = float(measure.value(generated, there))
         spread = measure.spread(generated, there, value)
-        halves = split_pairs(len(real), size, draws.splits, draws.seed)
-        floors = [measure.value(real[a], real[b]) for a, b in halves]
+        pairs = floor_pairs(real, reference, others, count, draws)
+        floors = [measure.value(a, b) for a, b in pairs]
     except TooFewSamples as reason:
         return {**head, "omitted": str(reason)}
-    at_floor = value
+    at_floor, size = value, len(pairs[0][0])
     if size < count:
         rng = np.random.default_rng(draws.seed)
         pick = partial(rng.choice, count, size, replace=False)
-        at_floor = float(np.median([measure.value(generated[pick()], there[pick()]) for _ in halves]))
+        at_floor = float(np.median([measure.value(generated[pick()], there[pick()]) for _ in pairs]))
     return {
         **head,
         "better": measure.better,
@@ -124,21 +148,22 @@ def row(measure: Measure, generated: np.ndarray, real: np.ndarray, reference: np
     }
 
 
-def infinity_row(generated: np.ndarray, real: np.ndarray, reference: np.ndarray, draws: Draws) -> dict:
-    """The row of the 3D FID extrapolated to infinite n; its floor lies around 0, whatever the n of the halves."""
+def infinity_row(
+    generated: np.ndarray, real: np.ndarray, reference: np.ndarray, draws: Draws, others: np.ndarray | None = None
+) -> dict:
+    """The row of the 3D FID extrapolated to infinite n; its floor lies around 0, whatever the n of its pairs."""
     head = {"metric": "fid_3d_infinity", "title": "3D FID, infinite n"}
     try:
         line = frechet_infinity(generated, real[reference], draws.seed)
     except TooFewSamples as reason:
         return {**head, "omitted": str(reason)}
     floor = None
-    size = min(len(generated), len(real) // 2)
     try:
-        halves = split_pairs(len(real), size, draws.splits, draws.seed)
-        values = [frechet_infinity(real[a], real[b], draws.seed, resamples=1).value for a, b in halves]
-        floor = _floor(values, size)
+        pairs = floor_pairs(real, reference, others, len(generated), draws)
+        values = [frechet_infinity(a, b, draws.seed, resamples=1).value for a, b in pairs]
+        floor = _floor(values, len(pairs[0][0]))
     except TooFewSamples:
-        pass  # halves too small for a line; all n are enough for the value
+        pass  # sets too small for a line; all n are enough for the value
     return {
         **head,
         "better": "lower",

@@ -28,7 +28,15 @@ from splitshuffle_gan.metrics.card import FORMAT, VERSION, check_out
 from splitshuffle_gan.metrics.features import DTYPES, cached_extract, default_cache, extract, shared_folder, store
 from splitshuffle_gan.metrics.measures import SHARES, Draws, fid, infinity_row, kid, plane_fid, row, share, ssim_row
 from splitshuffle_gan.metrics.report import write_card
-from splitshuffle_gan.metrics.source import VolumeSet, check_same_grid, hash_of, open_pair, part_of
+from splitshuffle_gan.metrics.source import (
+    IntensityRule,
+    VolumeSet,
+    check_same_grid,
+    hash_of,
+    open_pair,
+    open_volumes,
+    part_of,
+)
 from splitshuffle_gan.volume import PLANES
 
 METRICS = ("fid", "planes", "kid", "prdc", "ms-ssim")
@@ -49,6 +57,7 @@ class Settings:
     splits: int = 20
     seed: int = 0
     reference_split: float | None = None
+    floor_from: str | None = None
     cache: Path | None = None
 
     def __post_init__(self) -> None:
@@ -67,6 +76,8 @@ class Settings:
             raise UserError(f"n: found {self.n}, at least {LEAST} volumes a side are wanted")
         if self.reference_split is not None and not 0 < self.reference_split < 1:
             raise UserError(f"reference_split: found {self.reference_split}, a share between 0 and 1 is wanted")
+        if self.floor_from is not None and self.reference_split is not None:
+            raise UserError("reference_split and floor_from: give one of the two, both are for a floor at the same n")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +97,8 @@ class ScoreConfig(Settings):
         n: volumes on each side; default as many as both sides have.
         reference_split: share of the real volumes to compare with (default all), picked by their content. With 0.5 the
             floor, taken between halves of the real volumes, has the same n.
+        floor_from: other real volumes, such as those that were trained on, as `real`; the floor is then between n of
+            them and the real ones, not between halves of the real ones.
         truncation_psi: for a generator; below 1 less variety.
         slices: per volume and plane.
         batch_size: volumes per batch.
@@ -167,13 +180,19 @@ def measure(
     check_same_grid(generated, real)
     references = part_of(len(real), settings.reference_split or 1.0)
     n = _common_n(settings.n, generated, real, references)
+    others = _open_others(settings.floor_from, real)
     kept = np.sort(np.random.default_rng(settings.seed).permutation(len(generated))[:n])
     with shared_folder() as folder:
         made, made_hashes = store(generated.subset(kept), folder, "generated")
         truth, truth_hashes = store(real, folder, "real")
         # By content: the same volumes whatever the seed and the file names.
         reference = np.sort(np.argsort(truth_hashes, kind="stable")[:references][:n])
-        rows = _rows(made, truth, hash_of(truth_hashes), reference, extractor, plane_extractor, settings)
+        sides = [(truth, hash_of(truth_hashes))]
+        if others is not None:
+            beside, beside_hashes = store(others, folder, "floor")
+            _check_apart(beside, beside_hashes, truth, truth_hashes)
+            sides.append((beside, hash_of(beside_hashes)))
+        rows = _rows(made, sides, reference, extractor, plane_extractor, settings)
     rows = broadcast_object_list([rows])[0]
     return {
         "format": FORMAT,
@@ -193,12 +212,21 @@ def measure(
             "n": n,
             "dtype": settings.dtype,
             "seed": settings.seed,
-            "settings": {"slices": settings.slices, "resamples": settings.resamples, "splits": settings.splits},
+            "settings": {
+                "slices": settings.slices,
+                "resamples": settings.resamples,
+                "splits": settings.splits,
+                **({} if others is None else {"floor_from": sides[1][1]}),
+            },
         },
         "generated": _side(generated, n, hash_of(made_hashes)),
-        "real": {**_side(real, n, hash_of(truth_hashes)), "reference_split": settings.reference_split},
+        "real": {
+            **_side(real, n, sides[0][1]),
+            "reference_split": settings.reference_split,
+            "floor_from": None if others is None else _side(others, min(n, len(others)), sides[1][1]),
+        },
         "metrics": rows,
-        "notes": _notes(extractor, plane_extractor, n, generated, real),
+        "notes": _notes(extractor, plane_extractor, n, generated, real, others, settings.splits),
         "environment": _environment(),
         "seconds": round(time.time() - started, 2),
     }
@@ -212,6 +240,29 @@ def _check_rank(option: str, extractor: Extractor | None, rank: int, wanted: str
     if extractor is not None and extractor.rank != rank:
         sees = "volumes" if extractor.rank == 3 else "slices"
         raise UserError(f"{option}: {extractor.name} sees {sees}; choose a network for {wanted}")
+
+
+def _open_others(path: str | None, real: VolumeSet) -> VolumeSet | None:
+    """The real volumes at `path`, on the grid of `real`, for the floor."""
+    if path is None:
+        return None
+    others = open_volumes(path, (real.plane, real.rule or IntensityRule()))
+    if others.kind not in ("dataset", "nifti"):
+        raise UserError(f"floor_from: {path} holds no real volumes; a prepared dataset or NIfTI files are wanted")
+    check_same_grid(others, real)
+    if len(others) < LEAST:
+        raise UserError(f"floor_from: {path} has {len(others)} volumes; at least {LEAST} are wanted")
+    return others
+
+
+def _check_apart(others: VolumeSet, hashes: list[str], real: VolumeSet, real_hashes: list[str]) -> None:
+    """Raise UserError when a volume is in both sets: the floor would be lower than between sets that share nothing."""
+    shared = len(set(hashes) & set(real_hashes))
+    if shared:
+        raise UserError(
+            f"floor_from: {shared} of the {len(others)} volumes of {others.name} are among the real ones of {real.name}"
+            "; give a set that shares none, as the other part that `splitshuffle split` wrote"
+        )
 
 
 def _common_n(wanted: int | None, generated: VolumeSet, real: VolumeSet, references: int) -> int:
@@ -229,32 +280,37 @@ def _common_n(wanted: int | None, generated: VolumeSet, real: VolumeSet, referen
 
 def _rows(
     made: VolumeSet,
-    truth: VolumeSet,
-    truth_hash: str,
+    sides: list[tuple[VolumeSet, str]],
     reference: np.ndarray,
     extractor: Extractor,
     plane_extractor: Extractor | None,
     settings: Settings,
 ) -> list[dict]:
-    """All rows of the card; on processes other than the main one only the features are computed, and none come back."""
+    """All rows of the card; on processes other than the main one only the features are computed, and none come back.
+
+    `sides`: the real volumes with their hash, and the others for the floor where there are any.
+    """
+    truth = sides[0][0]
     draws = Draws(settings.resamples, settings.splits, settings.seed)
     options = {"batch_size": settings.batch_size, "dtype": settings.dtype}
 
-    def features(network: Extractor, **more) -> tuple[np.ndarray, np.ndarray]:
+    def jobs_of(network: Extractor, functions: list[Callable[..., dict]], **more) -> list[Callable[[], dict]]:
         here = extract(made, network, **options, **more)
-        return here, cached_extract(truth, truth_hash, network, settings.cache, **options, **more)
+        there = [cached_extract(*side, network, settings.cache, **options, **more) for side in sides]
+        others = there[1] if len(there) > 1 else None
+        return [partial(f, here, there[0], reference, draws=draws, others=others) for f in functions]
 
     chosen = set(settings.metrics)
     volumes = [fid(draws)] if "fid" in chosen else []
     volumes += [kid(draws)] if "kid" in chosen else []
     volumes += [share(name, draws) for name in SHARES] if "prdc" in chosen else []
-    of_volumes = features(extractor) if volumes else ()
-    jobs = [partial(row, number, *of_volumes, reference, draws) for number in volumes]
+    rows = [partial(row, number) for number in volumes]
     if "fid" in chosen:
-        jobs.insert(1, partial(infinity_row, *of_volumes, reference, draws))
+        rows.insert(1, infinity_row)
+    jobs = jobs_of(extractor, rows) if rows else []
     for plane in PLANES if "planes" in chosen else ():
-        of_slices = features(plane_extractor, plane=plane, slices=settings.slices)
-        jobs.append(partial(row, plane_fid(plane, plane_extractor.dimension, draws), *of_slices, reference, draws))
+        number = plane_fid(plane, plane_extractor.dimension, draws)
+        jobs += jobs_of(plane_extractor, [partial(row, number)], plane=plane, slices=settings.slices)
     if "ms-ssim" in chosen:
         jobs.append(partial(ssim_row, made, truth, truth.shape, draws))
     if not PartialState().is_main_process:
@@ -268,7 +324,13 @@ def _side(volumes: VolumeSet, n: int, data_hash: str) -> dict:
 
 
 def _notes(
-    extractor: Extractor, plane_extractor: Extractor | None, n: int, generated: VolumeSet, real: VolumeSet
+    extractor: Extractor,
+    plane_extractor: Extractor | None,
+    n: int,
+    generated: VolumeSet,
+    real: VolumeSet,
+    others: VolumeSet | None,
+    splits: int,
 ) -> list[str]:
     notes = [f"{used.name}: {used.note}" for used in (extractor, plane_extractor) if used is not None and used.note]
     real_count = len(real)
@@ -277,7 +339,14 @@ def _notes(
             "The real volumes are those the generator was trained on. A generator that repeats them scores well: "
             "compare with volumes that were held out of training, and run `splitshuffle audit`."
         )
-    if n > real_count // 2:
+    if others is not None:
+        size = min(n, len(others))
+        references = f"the {n}" if size == n else f"{size} of the {n}"
+        notes.append(
+            f"The floor is between {size} of the {len(others)} volumes of {others.name}, in {splits} random choices, "
+            f"and {references} real volumes that the generated ones are compared with."
+        )
+    elif n > real_count // 2:
         notes.append(
             f"There are {real_count} real volumes, so the floor is between halves of {real_count // 2}, fewer than the "
             f"{n} of the score. Distances rise as n falls: compare the floor with the value at the floor's n."

@@ -125,6 +125,29 @@ def test_where_they_do_not_it_is_taken_on_as_many():
     assert len(spy.calls) == 13 and found["value_at_floor_n"] == np.median(range(8, 14))
 
 
+@pytest.mark.parametrize("count, others_count, size", [(6, 9, 6), (6, 6, 6), (8, 5, 5)])
+def test_the_floor_can_be_between_others_and_the_reference(count, others_count, size):
+    spy, real, reference = Spy(), np.arange(20, dtype=float)[:, None], np.arange(0, 2 * count, 2)
+    others = 100 + np.arange(others_count, dtype=float)[:, None]
+    found = row(spy.measure, -1 - np.arange(count, dtype=float)[:, None], real, reference, DRAWS, others)
+    floors = spy.calls[1:7]
+    for a, b in floors:
+        assert len(set(a)) == len(a) == len(set(b)) == len(b) == size
+        assert set(a) <= set(range(100, 100 + others_count)) and set(b) <= set(reference)
+    assert len({tuple(a) for a, _ in floors}) == (1 if size == others_count else 6)
+    assert (found["floor"]["n"], found["floor"]["splits"]) == (size, 6)
+    assert len(spy.calls) == (7 if size == count else 13)  # the value at the floor's n is another where n is
+
+
+def test_the_floor_from_others_is_the_distance_to_them():
+    generated, real, others = features(12, 0), features(24, 1), features(12, 2, 0.5)
+    reference = np.arange(12)
+    found = row(MEASURES["fid"], generated, real, reference, DRAWS, others)
+    assert found["floor"]["value"] == pytest.approx(torch_fidelity("fid", others, real[:12]), rel=1e-6)
+    line = infinity_row(features(30, 0), features(30, 1), np.arange(30), DRAWS, features(60, 2))
+    assert line["floor"]["n"] == 30
+
+
 def test_distances_fall_with_n_and_the_value_at_the_floors_n_knows():
     """At n = 40 in 20 dimensions; the floor's n is 20. Alike sides are within the floor there and only there."""
     generated, real = features(40, 0, width=20), features(40, 1, width=20)

@@ -17,6 +17,7 @@ from splitshuffle_gan.config import GeneratorConfig
 from splitshuffle_gan.data.dataset import open_dataset
 from splitshuffle_gan.data.phantom import write_phantoms
 from splitshuffle_gan.data.prepare import PrepareConfig, prepare
+from splitshuffle_gan.data.split import write_part
 from splitshuffle_gan.errors import UserError
 from splitshuffle_gan.extractors.catalogue import open_extractor
 from splitshuffle_gan.extractors.encoder import Encoder, EncoderConfig
@@ -24,7 +25,7 @@ from splitshuffle_gan.metrics.card import check_card, read_card
 from splitshuffle_gan.metrics.features import extract
 from splitshuffle_gan.metrics.frechet import frechet_of
 from splitshuffle_gan.metrics.score import ScoreConfig, Settings, measure, score
-from splitshuffle_gan.metrics.source import from_arrays, open_pair
+from splitshuffle_gan.metrics.source import from_arrays, open_pair, open_volumes
 from splitshuffle_gan.metrics.ssim import disjoint_pairs, diversity
 from splitshuffle_gan.models.generator import Generator
 
@@ -244,6 +245,44 @@ def test_half_of_the_real_volumes_give_the_floor_the_same_n(folder, count):
         row = rows_of(card)[name]
         assert row["n"] == row["floor"]["n"] == n and row["value_at_floor_n"] == row["value"]
     assert not any("floor is between halves" in note for note in card["notes"])
+
+
+def test_the_floor_can_be_between_other_real_volumes_and_the_real_ones(folder, config, tmp_path):
+    """The first 11 brains to be compared with, the other 13 for the floor: all 11 against 11 of 13, by hand."""
+    manifest = json.loads((folder / "real" / "manifest.json").read_text())
+    assert manifest["count"] == 24
+    for name, rows in (("held_out", range(11)), ("train", range(11, 24))):
+        write_part(open_dataset(folder / "real"), list(rows), tmp_path / name)
+    changes = {"real": str(tmp_path / "held_out"), "floor_from": str(tmp_path / "train"), "metrics": ("fid", "kid")}
+    card = score(config(**changes, n=11))
+    extractor = open_extractor("random-0")
+    others, real = (extract(open_volumes(tmp_path / name), extractor) for name in ("train", "held_out"))
+    rng = np.random.default_rng(0)
+    choices = [(np.sort(rng.choice(13, 11, replace=False)), rng.choice(11, 11, replace=False)) for _ in range(4)]
+    floors = [frechet_of(others[rows], real) for rows, _ in choices]
+    row = rows_of(card)["fid_3d"]
+    assert row["floor"]["value"] == pytest.approx(np.median(floors), rel=1e-6)
+    assert row["floor"]["n"] == row["n"] == 11 and row["value_at_floor_n"] == row["value"]
+    found = card["real"]["floor_from"]
+    assert (found["name"], found["n"], found["available"]) == (str(tmp_path / "train"), 11, 13)
+    assert card["ruler"]["settings"]["floor_from"] == found["data_hash"]
+    notes = " ".join(card["notes"])
+    assert "floor is between 11 of the 13 volumes of" in notes and "between halves" not in notes
+    assert read_card(tmp_path / "card.json") == json.loads(json.dumps(card))
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"floor_from": "real"}, "floor_from: 24 of the 24 volumes of .*real are among the real ones"),
+        ({"floor_from": "nothing"}, "nothing: no such file or folder"),
+        ({"floor_from": "hearts", "reference_split": 0.5}, "reference_split and floor_from: give one"),
+    ],
+)
+def test_a_floor_from_what_cannot_give_one_is_refused(config, folder, tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
+        score(config(**{**changes, "floor_from": str(folder / changes["floor_from"])}))
+    assert not (tmp_path / "card.json").exists()
 
 
 def test_a_generator_draws_as_many_as_are_compared(tiny_dataset, tmp_path):

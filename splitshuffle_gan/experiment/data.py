@@ -1,0 +1,65 @@
+"""The volumes of an experiment: trained on, held out, and final ones that neither training nor choices saw."""
+
+import json
+from dataclasses import fields
+from pathlib import Path
+
+from splitshuffle_gan.data.dataset import PreparedDataset, open_dataset
+from splitshuffle_gan.data.prepare import prepare
+from splitshuffle_gan.data.recipe import PrepareConfig
+from splitshuffle_gan.data.split import SplitConfig, split
+from splitshuffle_gan.errors import UserError
+from splitshuffle_gan.experiment.plan import Plan
+
+
+def split_for(plan: Plan, data: Path, out: Path, train: int | None) -> Path:
+    """The split of `data` with so many volumes to train on, made in `out/data/` unless it is there.
+
+    Returns its folder, with train/ and held_out/. Raises UserError where it is another split.
+    """
+    folder = out / "data" / ("all" if train is None else f"train-{train}")
+    if not (folder / "split.json").is_file():
+        split(SplitConfig(data=data, out=folder, held_out=plan.held_out, patient=plan.patient, train=train))
+    record, data_hash = json.loads((folder / "split.json").read_text()), open_dataset(data).data_hash
+    if (record["data_hash"], record["patient"]) != (data_hash, plan.patient) or not _holds(record, plan.held_out):
+        raise UserError(
+            f"{folder}: a split of another dataset, or with other held_out or patient, than {data} and the plan have; "
+            "take another --out"
+        )
+    return folder
+
+
+def _holds(record: dict, held_out: int) -> bool:
+    count = len(record["held_out"])
+    return count == held_out or record["patient"] is not None and count > held_out
+
+
+def final_set(source: Path, data: Path, out: Path) -> Path:
+    """The prepared dataset of `source`: itself, or its scans prepared as those of `data` were, in `out/data/`.
+
+    Raises UserError when one of its volumes is in `data`.
+    """
+    folder = source
+    if not (source / "manifest.json").is_file():
+        folder = out / "data" / f"final-{source.resolve().name}"
+        if not folder.exists():
+            prepare(recipe_of(open_dataset(data), source, folder))
+    known = {entry["prepared_sha256"] for entry in open_dataset(data).manifest["volumes"]}
+    volumes = open_dataset(folder).manifest["volumes"]
+    shared = [entry["source"] for entry in volumes if entry["prepared_sha256"] in known]
+    if shared:
+        raise UserError(
+            f"final: {source}: {len(shared)} volumes, such as {shared[0]}, are in {data} as well; volumes that neither "
+            "training nor choices saw are wanted"
+        )
+    return folder
+
+
+def recipe_of(dataset: PreparedDataset, source: Path, out: Path) -> PrepareConfig:
+    """How to prepare the scans of `source` as those of `dataset` were, on the grid that came out there."""
+    config = dataset.manifest["created_with"]["config"]
+    known = {field.name for field in fields(PrepareConfig)}
+    kept = {key: tuple(value) if isinstance(value, list) else value for key, value in config.items() if key in known}
+    spacing = kept.get("spacing") if kept.get("spacing") == "native" else dataset.spacing
+    changed = {"source": source, "out": out, "spacing": spacing, "plane": dataset.plane, "workers": 0}
+    return PrepareConfig(**{**kept, **changed, "labels": None, "overwrite": False, "shard_size": None})
