@@ -166,8 +166,8 @@ class GeneratorConfig(NetworkConfig):
     Attributes:
         z_dim: size of the latent z.
         w_dim: size of the intermediate latent w.
-        mapping_layers: layers of the mapping network z -> w. Few: its learning rate is a hundredth of the others', so in a
-            short training it stays what it was at the start, and each layer narrows what w spans.
+        mapping_layers: layers of the mapping network z -> w. Few: its learning rate is a hundredth of the others', so
+            in a short training it stays what it was at the start, and each layer narrows what w spans.
         noise: per-layer noise inputs.
         depth_upsample: how depth grows between levels at rank 3. `nearest` makes an inflated start exact, `linear` is
             smoother for training from scratch. In-plane axes are always (bi)linear.

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from splitshuffle_gan import passes
+from splitshuffle_gan import layout, passes, resize
 
 
 def kernel_size(rank: int, size: int, depth: int | None = None) -> tuple[int, ...]:
@@ -57,10 +57,10 @@ def upsample(x: Tensor, factors: tuple[int, ...], depth_mode: str = "linear") ->
     if x.ndim == 4:
         size = [length * factor for length, factor in zip(x.shape[2:], factors, strict=True)]
         return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
-    x = passes.grow_planes(x, factors[1:])
+    x = resize.grow_planes(x, factors[1:])
     if factors[0] == 1:
         return x
-    return passes.repeat_depth(x) if depth_mode == "nearest" else passes.blend_depth(x)
+    return resize.repeat_depth(x) if depth_mode == "nearest" else resize.blend_depth(x)
 
 
 def per_channel(values: Tensor, rank: int) -> Tensor:
@@ -102,4 +102,4 @@ def explicit_dtypes(device: torch.device) -> torch.autocast:
 
 def channels_last(rank: int) -> torch.memory_format:
     """The fast memory format of this rank."""
-    return passes.channels_last(rank + 2)
+    return layout.channels_last(rank + 2)

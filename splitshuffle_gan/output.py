@@ -41,14 +41,27 @@ def whole_folder(out: Path) -> Iterator[Path]:
     building.mkdir()
     try:
         yield building
+        take_place(building, out, previous)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+        if out.exists():
+            shutil.rmtree(previous, ignore_errors=True)
+
+
+def take_place(ready: Path, out: Path, previous: Path) -> None:
+    """Let the folder `ready` take the place of `out`; what was there is at `previous` then, or back if that fails."""
+    try:
         if out.exists():
             os.replace(out, previous)
-        os.replace(building, out)
+        os.replace(ready, out)
     finally:
-        if previous.exists() and not out.exists():
-            os.replace(previous, out)
-        shutil.rmtree(building, ignore_errors=True)
-        shutil.rmtree(previous, ignore_errors=True)
+        put_back(previous, out)
+
+
+def put_back(previous: Path, out: Path) -> None:
+    """What was at `out` comes back from `previous` when nothing took its place."""
+    if previous.exists() and not out.exists():
+        os.replace(previous, out)
 
 
 @contextmanager

@@ -11,24 +11,15 @@ Tensors are `[N, C, *S]`, channels-last; "depth" is axis 2 of a volume.
 
 import subprocess
 from collections.abc import Callable
-from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from splitshuffle_gan import native
+from splitshuffle_gan.layout import as_channels_last, empty
 
 SLOPE = 0.2  # of the leaky ReLU
-
-
-def channels_last(ndim: int) -> torch.memory_format:
-    """The fast memory format of a batch of slices (4 axes) or volumes (5)."""
-    return torch.channels_last if ndim == 4 else torch.channels_last_3d
-
-
-def _empty(like: Tensor, shape: tuple[int, ...]) -> Tensor:
-    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=channels_last(len(shape)))
 
 
 def _grid(x: Tensor) -> tuple[int, ...]:
@@ -38,10 +29,6 @@ def _grid(x: Tensor) -> tuple[int, ...]:
 def _over_grid(values: Tensor, x: Tensor) -> Tensor:
     """`[N, C]` to broadcast over the grid of `x`, in its dtype."""
     return values.to(x.dtype).reshape(*values.shape, *([1] * (x.ndim - 2)))
-
-
-def _channels_last(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=channels_last(x.ndim))
 
 
 def _float(x: Tensor | None) -> Tensor | None:
@@ -54,106 +41,6 @@ def _planes(x: Tensor) -> Tensor:
     return (x if x.ndim == 5 else x[:, None]).flatten(2, 3)
 
 
-# Linear maps ----------------------------------------------------------------------------------------------------------
-
-LinearMap = Callable[[Tensor], Tensor]
-
-
-class _Linear(torch.autograd.Function):
-    """A linear map and its transpose, each the other's derivative."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, there: LinearMap, back: LinearMap) -> Tensor:
-        ctx.maps = back, there
-        return there(x)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
-        return _Linear.apply(grad, *ctx.maps), None, None
-
-
-def grow_planes(x: Tensor, factors: tuple[int, int]) -> Tensor:
-    """Bilinear growth of every slice of a volume, H and W by their factor, 1 or 2."""
-    return _Linear.apply(x, partial(_grow_planes, factors=factors), partial(_ungrow_planes, factors=factors))
-
-
-def repeat_depth(x: Tensor) -> Tensor:
-    """Every slice twice: slice z of the result is slice z // 2."""
-    return _Linear.apply(x, _repeat, _add_pairs)
-
-
-def blend_depth(x: Tensor) -> Tensor:
-    """Twice as many slices, each 3/4 of the nearest and 1/4 of the next; the ends are repeated."""
-    return _Linear.apply(x, _blend, _unblend)
-
-
-def average(x: Tensor, factors: tuple[int, ...]) -> Tensor:
-    """Shrink each axis of the grid by its factor, 1 or 2, averaging the cells that merge."""
-    return _Linear.apply(x, partial(_average, factors=factors), partial(_spread, factors=factors))
-
-
-def _slices(x: Tensor) -> Tensor:
-    """`[N, C, D, H, W] -> [N D, C, H, W]`, a view of a channels-last volume."""
-    return x.movedim(2, 1).flatten(0, 1)
-
-
-def _grow_planes(x: Tensor, factors: tuple[int, int]) -> Tensor:
-    size = [x.shape[3] * factors[0], x.shape[4] * factors[1]]
-    # Written into `out`, not viewed as a volume afterwards: autograd handles in-place operations on views by copying.
-    out = _empty(x, (*x.shape[:3], *size))
-    torch.ops.aten.upsample_bilinear2d.out(_slices(x), size, False, out=_slices(out))
-    return out
-
-
-def _ungrow_planes(x: Tensor, factors: tuple[int, int]) -> Tensor:
-    x = x.contiguous(memory_format=channels_last(x.ndim))  # six times as fast as other layouts
-    out = _empty(x, (*x.shape[:3], x.shape[3] // factors[0], x.shape[4] // factors[1]))
-    slices = _slices(out)
-    torch.ops.aten.upsample_bilinear2d_backward.grad_input(
-        _slices(x), list(x.shape[3:]), list(slices.shape), False, grad_input=slices
-    )
-    return out
-
-
-def _repeat(x: Tensor) -> Tensor:
-    return F.interpolate(x, size=[2 * x.shape[2], *x.shape[3:]], mode="nearest")
-
-
-def _add_pairs(x: Tensor) -> Tensor:
-    return x[:, :, 0::2] + x[:, :, 1::2]  # whole slices: sixteen times as fast as the backward of `interpolate`
-
-
-def _blend(x: Tensor) -> Tensor:
-    out = _empty(x, (*x.shape[:2], 2 * x.shape[2], *x.shape[3:]))
-    even, odd = out[:, :, 0::2], out[:, :, 1::2]
-    torch.lerp(x[:, :, 1:], x[:, :, :-1], 0.25, out=even[:, :, 1:])
-    torch.lerp(x[:, :, :-1], x[:, :, 1:], 0.25, out=odd[:, :, :-1])
-    even[:, :, 0], odd[:, :, -1] = x[:, :, 0], x[:, :, -1]
-    return out
-
-
-def _unblend(x: Tensor) -> Tensor:
-    even, odd = x[:, :, 0::2], x[:, :, 1::2]
-    out = (even + odd).mul_(0.75)
-    out[:, :, :-1].add_(even[:, :, 1:], alpha=0.25)
-    out[:, :, 1:].add_(odd[:, :, :-1], alpha=0.25)
-    out[:, :, 0].add_(even[:, :, 0], alpha=0.25)
-    out[:, :, -1].add_(odd[:, :, -1], alpha=0.25)
-    return out
-
-
-def _average(x: Tensor, factors: tuple[int, ...]) -> Tensor:
-    # At exactly half size, linear interpolation weighs the two neighbours equally: it is the average, and it is
-    # faster than average pooling, which has no bfloat16 CPU kernel in 3D.
-    size = [length // factor for length, factor in zip(x.shape[2:], factors, strict=True)]
-    return F.interpolate(x, size=size, mode="bilinear" if x.ndim == 4 else "trilinear", align_corners=False)
-
-
-def _spread(x: Tensor, factors: tuple[int, ...]) -> Tensor:
-    size = [length * factor for length, factor in zip(x.shape[2:], factors, strict=True)]
-    return F.interpolate(x / torch.Size(factors).numel(), size=size, mode="nearest")
-
-
 # Into a convolution ---------------------------------------------------------------------------------------------------
 
 
@@ -164,7 +51,7 @@ def branches(x: Tensor, scale: Tensor | None, paddings: tuple[int, ...]) -> tupl
     """
     if scale is None and paddings == (0,):
         return (x,)
-    return _Branches.apply(_channels_last(x), scale, paddings)
+    return _Branches.apply(as_channels_last(x), scale, paddings)
 
 
 class _Branches(torch.autograd.Function):
@@ -174,7 +61,7 @@ class _Branches(torch.autograd.Function):
         ctx.save_for_backward(None if scale is None else x, scale)
         n, channels, *grid = x.shape
         grids = [(grid[0] + 2 * padding, *grid[1:]) for padding in paddings]
-        parts = tuple(_empty(x, (n, channels // len(paddings), *padded)) for padded in grids)
+        parts = tuple(empty(x, (n, channels // len(paddings), *padded)) for padded in grids)
         if native.serves(x):
             native.branches(x, _float(scale), paddings, parts)
             return parts
@@ -195,9 +82,9 @@ class _Branches(torch.autograd.Function):
         x, scale = ctx.saved_tensors
         if torch.is_grad_enabled():  # to be differentiated again
             return *_branches_gradient(grads, x, scale, ctx.paddings), None
-        grad_x = _empty(grads[0], ctx.shape)
+        grad_x = empty(grads[0], ctx.shape)
         if native.serves(grad_x):
-            grads = tuple(_channels_last(grad) for grad in grads)
+            grads = tuple(as_channels_last(grad) for grad in grads)
             return grad_x, native.branches_gradient(grads, x, _float(scale), ctx.paddings, grad_x), None
         factor = None if scale is None else _over_grid(scale, x)
         sums = None if scale is None else torch.zeros_like(scale)
@@ -266,10 +153,13 @@ def finish(
 
     `parts` each [N, c, *S], together C channels; a single one may be overwritten. `scale` [N, C] (demodulation),
     `rows` [1 or N, C, (D or 1)] (a bias for each channel, and each depth at rank 3), `noise` [1 or N, 1, *S] with
-    `strength`, a scalar; noise needs rows. `slope` 1 is no activation. In the dtype of the parts.
+    `strength`, a scalar. `slope` 1 is no activation. In the dtype of the parts.
+    Raises ValueError for noise without rows or without strength.
     """
+    if noise is not None and (rows is None or strength is None):
+        raise ValueError("noise needs rows and strength: give rows of zeros to add noise alone")
     # Before the step, not inside it: what is saved there must be an input for the second derivative to reach it.
-    return _Finish.apply(scale, rows, noise, strength, slope, *map(_channels_last, parts))
+    return _Finish.apply(scale, rows, noise, strength, slope, *map(as_channels_last, parts))
 
 
 class _Finish(torch.autograd.Function):
@@ -284,7 +174,7 @@ class _Finish(torch.autograd.Function):
         if len(parts) == 1 and scale is None and not x._is_view():  # autograd copies what is changed through a view
             y = x
         else:
-            y = _empty(x, (len(x), len(parts) * x.shape[1], *x.shape[2:]))
+            y = empty(x, (len(x), len(parts) * x.shape[1], *x.shape[2:]))
         if native.serves(x):
             strength = 0.0 if strength is None else float(strength)
             native.finish(parts, _float(scale), _float(rows), _float(noise), strength, slope, y)
@@ -300,9 +190,9 @@ class _Finish(torch.autograd.Function):
     def backward(ctx, grad):
         scale, y, noise, *parts = ctx.saved_tensors
         if native.serves(grad) and not torch.is_grad_enabled():
-            grad = _channels_last(grad)
+            grad = as_channels_last(grad)
             shape = (len(grad), grad.shape[1] // ctx.parts, *grad.shape[2:])
-            grads = tuple(_empty(grad, shape) for _ in range(ctx.parts))
+            grads = tuple(empty(grad, shape) for _ in range(ctx.parts))
             sums = native.finish_gradient(grad, y, tuple(parts) or None, _float(scale), _float(noise), ctx.slope, grads)
             grad_scale = None if scale is None else sums[:, :, 2].sum(1)
             sums = sums[:, :, : 1 if noise is None else 2]
@@ -314,7 +204,7 @@ class _Finish(torch.autograd.Function):
             grad_scale = None
             if scale is not None:
                 # Halves are copied once, for three uses, the convolution's among them.
-                grads = tuple(grad.contiguous(memory_format=channels_last(grad.ndim)) for grad in grads)
+                grads = tuple(as_channels_last(grad) for grad in grads)
                 products = [(g * part).sum(_grid(g)) for g, part in zip(grads, parts, strict=True)]
                 grad_scale = torch.stack(products, dim=-1).flatten(1).to(scale.dtype)
                 grads = tuple(g * _over_grid(scale[:, i :: ctx.parts], g) for i, g in enumerate(grads))
@@ -414,7 +304,7 @@ def _compile_finish(device: torch.device) -> str | None:
     global _compiled_finish
     torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
     _compiled_finish = torch.compile(_finish_formula, dynamic=True)
-    x = torch.ones(2, 4, 2, 2, 2, device=device).contiguous(memory_format=torch.channels_last_3d)
+    x = torch.ones(2, 4, 2, 2, 2, device=device)
     try:
         finish((x,), torch.ones(2, 4, device=device), torch.ones(1, 4, 2, device=device))
     except (RuntimeError, OSError, ImportError, subprocess.SubprocessError) as error:

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from splitshuffle_gan import nd, passes
+from splitshuffle_gan import nd, resize
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -108,7 +108,7 @@ def test_upsample_is_the_fir_filter_or_repeats_slices(factors, rank, mode):
 @pytest.mark.parametrize("factors", [(2, 2, 2), (1, 2, 2), (2, 1, 1), (1, 1, 1)])
 def test_constants_survive_resampling_up_to_the_border(factors, mode):
     x = torch.full((1, 2, 4, 4, 6), 0.7)
-    for y in (nd.upsample(x, factors, mode), passes.average(x, factors)):
+    for y in (nd.upsample(x, factors, mode), resize.average(x, factors)):
         torch.testing.assert_close(y, torch.full_like(y, 0.7))
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 
 import pytest
 
@@ -98,6 +99,23 @@ def test_the_previous_folder_comes_back_when_the_swap_fails(tmp_path):
     with pytest.raises(FileNotFoundError), whole_folder(out) as building:
         building.rmdir()  # nothing is there to move in
     assert names(tmp_path) == ["out"] and names(out) == ["old"]
+
+
+def test_a_previous_folder_that_cannot_come_back_is_kept(tmp_path, monkeypatch):
+    out, replace = tmp_path / "out", os.replace
+    out.mkdir()
+    (out / "old").write_text("old")
+
+    def fails_on_the_way_in(source, target):
+        if target == out:
+            raise OSError("the disk is gone")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", fails_on_the_way_in)
+    with pytest.raises(OSError, match="gone"), whole_folder(out):
+        pass
+    (left,) = tmp_path.iterdir()
+    assert left.name.endswith(".previous") and names(left) == ["old"]
 
 
 # write_json -----------------------------------------------------------------------------------------------------------

@@ -13,9 +13,10 @@ from torch._dynamo.testing import CompileCounter
 from torch._dynamo.utils import counters
 from torch.autograd import gradcheck, gradgradcheck
 
-from splitshuffle_gan import native, passes
+from splitshuffle_gan import native, nd, passes, resize
 from splitshuffle_gan.config import DiscriminatorConfig, GeneratorConfig
 from splitshuffle_gan.devices import start_compiler
+from splitshuffle_gan.layout import as_channels_last, channels_last
 from splitshuffle_gan.models.discriminator import Discriminator
 from splitshuffle_gan.models.generator import Generator
 
@@ -29,7 +30,7 @@ def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Te
 
 
 def lay(x: Tensor, layout: str) -> Tensor:
-    return x.contiguous(memory_format=passes.channels_last(x.ndim)) if layout == "channels_last" else x.contiguous()
+    return as_channels_last(x) if layout == "channels_last" else x.contiguous()
 
 
 def over_grid(values: Tensor, x: Tensor) -> Tensor:
@@ -68,17 +69,10 @@ def simple(x, *others):
     return simple_finish((x,), *others)
 
 
-def simple_grow_planes(x, factors):
-    size = [x.shape[2], x.shape[3] * factors[0], x.shape[4] * factors[1]]
-    return F.interpolate(x, size=size, mode="trilinear", align_corners=False)
-
-
-def simple_repeat_depth(x):
-    return x.repeat_interleave(2, dim=2)
-
-
-def simple_blend_depth(x):
-    return F.interpolate(x, size=[2 * x.shape[2], *x.shape[3:]], mode="trilinear", align_corners=False)
+def simple_upsample(x, factors, depth_mode="linear"):
+    if x.ndim == 5 and depth_mode == "nearest":
+        x, factors = x.repeat_interleave(factors[0], dim=2), (1, *factors[1:])
+    return F.interpolate(x, scale_factor=factors, mode="bilinear" if x.ndim == 4 else "trilinear")
 
 
 def simple_average(x, factors):
@@ -122,7 +116,7 @@ def same(function: Callable, simple: Callable, *inputs: Tensor) -> None:
 
 def fresh(y: Tensor) -> None:
     """Channels-last, and memory of its own as far as autograd knows: an in-place operation on it copies nothing."""
-    assert y.is_contiguous(memory_format=passes.channels_last(y.ndim)) and not y._is_view()
+    assert y.is_contiguous(memory_format=channels_last(y.ndim)) and not y._is_view()
 
 
 # Into a convolution ---------------------------------------------------------------------------------------------------
@@ -247,50 +241,16 @@ def test_derivatives_of_finish_in_float64(grid, rows_of, layout, monkeypatch):
         assert check(function, inputs)
 
 
+def test_noise_without_rows_or_strength_is_refused():
+    x, _, rows, noise, strength = finish_inputs(2, (2, 2, 2), "all", False, "each")
+    for wrong in ((None, noise, strength), (rows, noise, None)):
+        with pytest.raises(ValueError, match="noise needs rows and strength"):
+            finish(x, None, *wrong)
+
+
 def test_activation_is_a_leaky_relu_of_slope_a_fifth_in_place():
     x = torch.tensor([-2.0, 0.0, 3.0])
     assert passes.activate(x) is x and x.tolist() == pytest.approx([-0.4, 0, 3])
-
-
-# Growth and averaging -------------------------------------------------------------------------------------------------
-
-
-LINEAR = {
-    **{f"grow {f}": (passes.grow_planes, simple_grow_planes, (f,)) for f in ((2, 2), (1, 2), (2, 1))},
-    "repeat": (passes.repeat_depth, simple_repeat_depth, ()),
-    "blend": (passes.blend_depth, simple_blend_depth, ()),
-    **{f"average {f}": (passes.average, simple_average, (f,)) for f in itertools.product((1, 2), repeat=3)},
-    **{f"average {f}": (passes.average, simple_average, (f,)) for f in itertools.product((1, 2), repeat=2)},
-}
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("name", LINEAR)
-def test_growth_and_averaging(name, layout):
-    function, simple, arguments = LINEAR[name]
-    grids = ((4, 6),) if arguments and name.startswith("average") and len(arguments[0]) == 2 else ((4, 2, 6), (2, 4, 2))
-    for samples, grid in itertools.product((1, 3), grids):
-        x = lay(normal(samples, 4, *grid), layout)
-        same(lambda x: function(x, *arguments), lambda x: simple(x, *arguments), x)
-        y = function(lay(x, "channels_last"), *arguments)
-        fresh(y)
-        assert y.data_ptr() != x.data_ptr()
-
-
-@pytest.mark.parametrize("name", LINEAR)
-def test_derivatives_of_growth_and_averaging_in_float64(name):
-    function, _, arguments = LINEAR[name]
-    rank = len(arguments[0]) if name.startswith("average") else 3
-    x = normal(1, 2, *[2] * rank, dtype=torch.float64).requires_grad_()
-    for check in (gradcheck, gradgradcheck):
-        assert check(lambda x: function(x, *arguments), (x,))
-
-
-def test_one_slice_grows_too():
-    x = normal(2, 3, 1, 2, 4)
-    for name in ("grow (2, 2)", "repeat", "blend"):
-        function, simple, arguments = LINEAR[name]
-        same(lambda x: function(x, *arguments), lambda x: simple(x, *arguments), x)  # noqa: B023
 
 
 # All ------------------------------------------------------------------------------------------------------------------
@@ -314,15 +274,7 @@ def test_shapes_dtypes_and_layout(samples, half, grid, padding, dtype):
     assert y.shape == x.shape
     z = finish(y, torch.ones(samples, 2 * half), rows, None, None)
     assert z.shape == x.shape
-    double = lay(x.repeat(1, 1, *[2] * len(grid)), "channels_last")
-    small = passes.average(double, (2,) * len(grid))
-    assert small.shape == x.shape
-    outputs = [a, y, z, small]
-    if len(grid) == 3:
-        outputs += [passes.grow_planes(x, (2, 2)), passes.blend_depth(x), passes.repeat_depth(lay(x, "channels_last"))]
-        sizes = [tuple(o.shape[2:]) for o in outputs[-3:]]
-        assert sizes == [(grid[0], 2 * grid[1], 2 * grid[2])] + [(2 * grid[0], *grid[1:])] * 2
-    for output in outputs:
+    for output in (a, y, z):
         fresh(output)
         assert output.dtype == dtype
 
@@ -333,8 +285,6 @@ def test_bfloat16_is_close_to_float32(grid):
     finished, inputs = without_constants(finish, finish_inputs(2, grid, "all", True, "each"))
     cases = [(lambda x: passes.branches(x, None, (1, 0) if len(grid) == 3 else (0, 0)), [x]), (finished, inputs)]
     cases += [(lambda x, s: passes.branches(x, s, (0,)), [x, inputs[1]]), (passes.interleave, [x, x])]
-    cases += [(lambda x: passes.average(x, (2,) * len(grid)), [x])]
-    cases += [(lambda x: passes.blend_depth(passes.grow_planes(x, (2, 2))), [x])] if len(grid) == 3 else []
     for function, values in cases:
         rounded = [v.bfloat16() if v.ndim == x.ndim else v for v in values]
         for a, b in zip(derivatives(function, rounded, 1), derivatives(function, values, 1), strict=True):
@@ -361,8 +311,10 @@ def test_networks_are_those_of_the_simple_formulations(rank, samples, monkeypatc
         return [images, logits, slope, *torch.autograd.grad(loss, [*g.parameters(), *d.parameters()])]
 
     found = everything()
-    for name in ("branches", "interleave", "finish", "grow_planes", "repeat_depth", "blend_depth", "average"):
+    for name in ("branches", "interleave", "finish"):
         monkeypatch.setattr(passes, name, globals()[f"simple_{name}"])
+    monkeypatch.setattr(resize, "average", simple_average)
+    monkeypatch.setattr(nd, "upsample", simple_upsample)
     monkeypatch.setattr(passes, "activate", lambda x: F.leaky_relu(x, 0.2))
     for a, b in zip(found, everything(), strict=True):
         assert (a - b).norm() <= 1e-5 * b.norm() + 1e-6  # some are sums that cancel
@@ -411,6 +363,12 @@ def test_compiled_finish_is_finish(compiled, grid, scaled, noise_of):
     found, inputs = without_constants(finish, arguments)
     same(found, without_constants(simple, arguments)[0], *inputs)
     fresh(found(*inputs))
+
+
+def test_compiled_finish_refuses_noise_without_rows_too(counter):
+    x, _, _, noise, strength = finish_inputs(2, (2, 2, 2), "all", False, "each")
+    with pytest.raises(ValueError, match="noise needs rows and strength"):
+        finish(x, None, None, noise, strength)
 
 
 def test_compiled_finish_is_finish_in_bfloat16(compiled):

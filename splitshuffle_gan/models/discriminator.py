@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from splitshuffle_gan import nd, passes
+from splitshuffle_gan import nd, passes, resize
 from splitshuffle_gan.checkpoint import Pretrained
 from splitshuffle_gan.config import DiscriminatorConfig
 from splitshuffle_gan.errors import UserError
@@ -54,8 +54,8 @@ class DiscriminatorBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[N, fine, *S] -> [N, coarse, *S / factors]`."""
-        y = self.shrink(passes.average(self.conv(x), self.factors))
-        return y + self.skip(passes.average(x, self.factors), self.half)
+        y = self.shrink(resize.average(self.conv(x), self.factors))
+        return y + self.skip(resize.average(x, self.factors), self.half)
 
 
 class SpatialReadout(nn.Module):

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from splitshuffle_gan.config import CONV_KINDS
+from splitshuffle_gan.layout import channels_last
 from splitshuffle_gan.nn.conv import Kernel, Linear, PlainConv, SeparableConv, SplitShuffleConv, make_conv
-from splitshuffle_gan.passes import channels_last
 
 
 @pytest.fixture(autouse=True)
