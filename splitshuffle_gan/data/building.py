@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from splitshuffle_gan.errors import UserError
+from splitshuffle_gan.output import put_back, take_place
 
 try:
     import fcntl
@@ -35,7 +36,7 @@ def build_folder(out: Path, key: str) -> Iterator[Path]:
     try:
         others = _other_builds(folder, out)
         for build in (folder, *others):
-            _put_back(build, out)
+            put_back(build / EARLIER, out)
         if others:
             names = ", ".join(path.name for path in others)
             print(f"prepare: {names}: of other settings or scans; removed when this run is done", file=sys.stderr)
@@ -47,12 +48,7 @@ def build_folder(out: Path, key: str) -> Iterator[Path]:
 def move_in(folder: Path, ready: Path, out: Path) -> None:
     """Let `ready`, a folder inside `folder`, take the place of `out`, and remove all that was built for `out`."""
     out = out.resolve()
-    try:
-        if out.exists():
-            os.replace(out, folder / EARLIER)
-        os.replace(ready, out)
-    finally:
-        _put_back(folder, out)
+    take_place(ready, out, folder / EARLIER)
     for other in _other_builds(folder, out):
         try:
             lock = _lock(other, wait=0)
@@ -146,12 +142,6 @@ def _is_same_file(handle: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(handle), os.stat(path))
     except FileNotFoundError:
         return False
-
-
-def _put_back(folder: Path, out: Path) -> None:
-    """What was at `out` comes back when nothing took its place."""
-    if (folder / EARLIER).exists() and not out.exists():
-        os.replace(folder / EARLIER, out)
 
 
 def _other_builds(folder: Path, out: Path) -> list[Path]:

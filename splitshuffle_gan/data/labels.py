@@ -8,7 +8,7 @@ import numpy as np
 
 from splitshuffle_gan.data.readers.scan import Header, Scan
 from splitshuffle_gan.data.readers.scans import find_scans
-from splitshuffle_gan.data.recipe import AUTO, PrepareConfig
+from splitshuffle_gan.data.recipe import AUTO
 from splitshuffle_gan.data.resample import resample
 from splitshuffle_gan.errors import UserError
 
@@ -21,15 +21,16 @@ GRID_TOLERANCE = 0.05
 class LabelMaps:
     """The label maps of a source, by the names of the scans that they belong to.
 
-    `beside` are the folders of labels within the source, relative to it. Raises UserError when there are no label maps.
+    `labels` is their folder, or "auto", and then `beside` are the folders of labels within the source, relative to it.
+    Raises UserError when there are no label maps.
     """
 
-    def __init__(self, config: PrepareConfig, beside: tuple[str, ...] = ()):
-        self._root = config.source if config.source.is_dir() else config.source.parent
+    def __init__(self, source: Path, labels: Path, beside: tuple[str, ...] = ()):
+        self._root = source if source.is_dir() else source.parent
         self._by_name: dict[str, Scan] = {}
         self._by_stem: dict[str, list[Scan]] = defaultdict(list)
         self._reasons: dict[str, str] = {}
-        for start, folder in _folders(config, beside).items():
+        for start, folder in _folders(source, labels, beside).items():
             found = find_scans(folder)
             for label in found.scans:
                 self._by_name[start + label.name] = label
@@ -102,19 +103,19 @@ def resample_labels(
     return winner
 
 
-def _folders(config: PrepareConfig, beside: tuple[str, ...]) -> dict[str, Path]:
+def _folders(source: Path, labels: Path, beside: tuple[str, ...]) -> dict[str, Path]:
     """Folders of label maps, each by what comes before a label map's name in its scan's name."""
-    if str(config.labels) != AUTO:
-        if not config.labels.is_dir():
-            raise UserError(f"labels: {config.labels} is no folder; give the folder of the label maps")
-        return {"": config.labels}
+    if str(labels) != AUTO:
+        if not labels.is_dir():
+            raise UserError(f"labels: {labels} is no folder; give the folder of the label maps")
+        return {"": labels}
     if beside:
-        return {re.sub("labels([^/]*)$", r"images\1", name) + "/": config.source / name for name in beside}
-    images = (config.source if config.source.is_dir() else config.source.parent).resolve()
+        return {re.sub("labels([^/]*)$", r"images\1", name) + "/": source / name for name in beside}
+    images = (source if source.is_dir() else source.parent).resolve()
     folder = images.with_name(re.sub("^images", "labels", images.name))
     if folder == images or not folder.is_dir():
         wanted = "labels/ beside images/, or labelsTr/ beside imagesTr/, is wanted"
-        raise UserError(f"labels: auto found no folder of label maps for {config.source}; {wanted}; give --labels DIR")
+        raise UserError(f"labels: auto found no folder of label maps for {source}; {wanted}; give --labels DIR")
     return {"": folder}
 
 

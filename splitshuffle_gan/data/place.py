@@ -9,12 +9,12 @@ import numpy as np
 from nibabel.orientations import apply_orientation, io_orientation
 
 from splitshuffle_gan.data.readers.nifti import DESCRIPTION_BYTES, read_nifti
+from splitshuffle_gan.data.recipe import DEFAULT_PERCENTILES
 from splitshuffle_gan.data.resample import resample
 from splitshuffle_gan.errors import UserError
 from splitshuffle_gan.output import whole_file
 from splitshuffle_gan.volume import IntensityMap, Volume, to_xyz
 
-PERCENTILES = (0.5, 99.5)  # of the scan: the default of `prepare`
 # As in `prepare`: a step within this of one voxel counts as one, and such volumes are moved, not interpolated.
 SAME_SPACING = 1e-3
 # All that says where a NIfTI file's voxels are; the rest of a header may hold personal data and is not taken over.
@@ -59,9 +59,10 @@ def read_target(path: Path, geometry: dict) -> Target:
     if intensity["kind"] == "percentiles":
         if not np.isfinite(scan.array).all():
             raise UserError(f"like: {path} has voxels that are NaN or infinite, so no range to take over; repair it")
-        low, high = (float(bound) for bound in np.percentile(scan.array, PERCENTILES))
+        low, high = (float(bound) for bound in np.percentile(scan.array, DEFAULT_PERCENTILES))
         if not low < high:
-            raise UserError(f"like: {path}: percentiles {PERCENTILES} are both {low:g}; give a scan with contrast")
+            found = f"percentiles {DEFAULT_PERCENTILES} are both {low:g}"
+            raise UserError(f"like: {path}: {found}; give a scan with contrast")
         intensity |= {"low": low, "high": high}
     placed = {
         "spacing": list(scan.spacing),

@@ -6,7 +6,6 @@ and `manifest.json`, which says how each volume was made, so that every step can
 
 import hashlib
 import json
-import os
 import shutil
 import sys
 from pathlib import Path
@@ -17,9 +16,8 @@ from tqdm import tqdm
 from splitshuffle_gan import __version__
 from splitshuffle_gan.data.building import build_folder, discard, forget, move_in, read_journal, record
 from splitshuffle_gan.data.manifest import make_manifest
-from splitshuffle_gan.data.readers.nifti import is_nifti
 from splitshuffle_gan.data.readers.scan import Scan
-from splitshuffle_gan.data.recipe import DEFAULT_PERCENTILES, NATIVE, PrepareConfig
+from splitshuffle_gan.data.recipe import NATIVE, PrepareConfig
 from splitshuffle_gan.data.resample import resample
 from splitshuffle_gan.data.row import Job, fill_row
 from splitshuffle_gan.data.store import Rows, split_rows
@@ -29,7 +27,7 @@ from splitshuffle_gan.output import refuse_existing, write_json
 from splitshuffle_gan.parallel import parallel_map
 from splitshuffle_gan.volume import IntensityMap, Volume
 
-__all__ = ["DEFAULT_PERCENTILES", "PrepareConfig", "find_scans", "prepare", "restore", "to_source_units"]
+__all__ = ["PrepareConfig", "prepare", "restore", "to_source_units"]
 
 # A run that fails with fewer finished volumes leaves nothing behind.
 WORTH_KEEPING = 100
@@ -66,26 +64,6 @@ def prepare(config: PrepareConfig) -> Path:
                 print(f"prepare: {kept}; the same command goes on from there", file=sys.stderr)
             raise
     return config.out
-
-
-def find_scans(source: Path) -> list[Path]:
-    """The NIfTI files of a folder at any depth, sorted, or the one file given. Raises UserError when there is none."""
-    source = Path(source)
-    if source.is_file() and is_nifti(source):
-        return [source]
-    if not source.is_dir():
-        found = "is not named .nii or .nii.gz" if source.exists() else "does not exist"
-        raise UserError(f"source: {source} {found}; give a NIfTI file or a folder of them")
-    scans, seen = [], set()
-    for folder, folders, names in os.walk(source, followlinks=True):
-        real = os.path.realpath(folder)
-        folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
-        # A link that leads nowhere counts as a scan, one that cannot be read.
-        scans += [] if real in seen else [Path(folder, n) for n in names if is_nifti(n) and not n.startswith(".")]
-        seen.add(real)
-    if not scans:
-        raise UserError(f"source: {source} holds no .nii or .nii.gz file at any depth; give a folder of NIfTI scans")
-    return sorted(scans)
 
 
 def restore(array: np.ndarray, entry: dict, plane: str = "axial") -> Volume:

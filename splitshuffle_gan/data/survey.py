@@ -70,7 +70,7 @@ def say_reasons(bad: list[dict]) -> str:
 def _with_labels(found: Found, config: PrepareConfig) -> tuple[list[tuple[Scan, Scan | None]], list[dict]]:
     if config.labels is None:
         return [(scan, None) for scan in found.scans], []
-    maps, pairs, bad = LabelMaps(config, found.labels), [], []
+    maps, pairs, bad = LabelMaps(config.source, config.labels, found.labels), [], []
     for scan in found.scans:
         try:
             pairs.append((scan, maps.of(scan)))

@@ -1,7 +1,7 @@
 """Train an `Encoder` in the manner of Med3D (Chen et al., arXiv 1904.00625): one encoder, a light decoder per set.
 
-Every set is a folder with `images/` and `labels/` (the layout that `splitshuffle phantom` writes). The decoders segment
-all labels of their own set; only the encoder is kept.
+Every set is a folder with `images/` and `labels/` (the layout that `splitshuffle phantom` writes), in any format that
+`splitshuffle prepare` reads. The decoders segment all labels of their own set; only the encoder is kept.
 """
 
 import hashlib
@@ -18,16 +18,18 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from splitshuffle_gan import __version__, nd
+from splitshuffle_gan.data.labels import LabelMaps, check_grid, read_labels
 from splitshuffle_gan.data.phantom import LABELS, make_phantom
-from splitshuffle_gan.data.prepare import DEFAULT_PERCENTILES, find_scans
-from splitshuffle_gan.data.readers.nifti import read_nifti
+from splitshuffle_gan.data.readers.scan import Scan
+from splitshuffle_gan.data.readers.scans import all_scans
+from splitshuffle_gan.data.recipe import DEFAULT_PERCENTILES
 from splitshuffle_gan.devices import make_accelerator
 from splitshuffle_gan.errors import UserError
 from splitshuffle_gan.extractors.encoder import Encoder, EncoderConfig
 from splitshuffle_gan.output import refuse_existing, whole_folder, write_json
 from splitshuffle_gan.parallel import parallel_map
 from splitshuffle_gan.presets import load_preset
-from splitshuffle_gan.volume import PLANES, IntensityMap, Volume, plane_slices
+from splitshuffle_gan.volume import PLANES, IntensityMap, plane_slices
 
 PHANTOM_SIDES = (64, 48)  # two finenesses: crops show the parts of one, the whole of the other
 PHANTOM_FIELD = 224.0  # mm
@@ -44,7 +46,8 @@ class ExtractorConfig:
     Attributes:
         out: folder to make: config.json, model.safetensors, weights.sha256, training.json.
         rank: 3 for volumes (med3d-mini), 2 for slices of all planes (med2d-mini).
-        labelled: folders with images/ and labels/ of the same file names, as `splitshuffle phantom` writes them.
+        labelled: folders with images/ and labels/, scans and label maps of the same names, as `splitshuffle phantom`
+            writes them.
         phantoms: built-in phantoms of each kind, brain and heart, that are segmented too.
         held_out: share of each set that is only used for the Dice scores, chosen by a hash of the file name.
         steps: of one batch each; every batch holds patches of every set, so that the statistics by which the encoder
@@ -263,22 +266,22 @@ def _check_labelled(folder: Path) -> None:
 
 
 def _folder_set(folder: Path, config: ExtractorConfig) -> LabelledSet:
-    paths = {path.name: path for path in find_scans(folder / "images")}
+    scans = {scan.name: scan for scan in all_scans(folder / "images")}
+    maps = LabelMaps(folder / "images", folder / "labels")
     images, labels = [], []
-    for name in tqdm(order_by_hash(list(paths)), desc=folder.name, unit="scan"):
-        image, label = read_nifti(paths[name]), _labels_of(folder / "labels" / name)
-        if image.shape != label.shape:
-            raise UserError(f"{folder}/labels/{name}: shape {label.shape}, its image has {image.shape}")
-        images.append(_to_unit(image.array[0], None, str(paths[name])))
-        labels.append(label.array[0].astype(np.uint8))
+    for name in tqdm(order_by_hash(list(scans)), desc=folder.name, unit="scan"):
+        images.append(_to_unit(scans[name].read().array[0], None, f"{folder}/images/{name}"))
+        labels.append(_labels_of(scans[name], maps, folder))
     return _labelled(folder.name, images, labels, config, int(max(label.max() for label in labels)) + 1)
 
 
-def _labels_of(path: Path) -> Volume:
-    label = read_nifti(path)
-    if not np.array_equal(label.array, label.array.astype(np.uint8)):
-        raise UserError(f"{path}: labels are {label.array.min():g}..{label.array.max():g}; whole 0..255 are wanted")
-    return label
+def _labels_of(scan: Scan, maps: LabelMaps, folder: Path) -> np.ndarray:
+    try:
+        label = maps.of(scan)
+        check_grid(scan.name, scan.header(), label.header())
+        return read_labels(label, "axial")
+    except UserError as error:
+        raise UserError(f"{folder}/labels: {error}") from error
 
 
 def _labelled(name: str, images: list, labels: list, config: ExtractorConfig, classes: int) -> LabelledSet:

@@ -25,7 +25,8 @@ from splitshuffle_gan.metrics.memorisation import (
     signatures,
     tendency,
 )
-from splitshuffle_gan.metrics.source import SAME_SPACING, IntensityRule, VolumeSet, hash_of, open_pair, open_volumes
+from splitshuffle_gan.metrics.source import SAME_SPACING, open_pair, open_volumes
+from splitshuffle_gan.metrics.volume_set import IntensityRule, VolumeSet, hash_of
 from splitshuffle_gan.output import refuse_existing, whole_folder, write_json
 from splitshuffle_gan.volume import plane_axes
 
@@ -146,7 +147,7 @@ class AuditConfig:
     """Look for training volumes among generated ones: the closest pairs, and whether they are closer than chance.
 
     Attributes:
-        generated: a folder of NIfTI volumes, a prepared dataset, a generator's folder, a training run or a hub id.
+        generated: a folder of scans, a prepared dataset, a generator's folder, a training run or a hub id.
         train: the prepared dataset that the generator was trained on.
         held_out: a prepared dataset of other subjects, which it never saw.
         out: folder to make: audit.json, audit.md, pairs.png.

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from splitshuffle_gan import nd
 from splitshuffle_gan.errors import UserError
 from splitshuffle_gan.extractors.catalogue import Extractor
-from splitshuffle_gan.metrics.source import VolumeSet, volume_hash
+from splitshuffle_gan.metrics.volume_set import VolumeSet, volume_hash
 from splitshuffle_gan.output import whole_file
 from splitshuffle_gan.volume import plane_slices
 

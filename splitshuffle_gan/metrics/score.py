@@ -27,16 +27,10 @@ from splitshuffle_gan.extractors.catalogue import (
 from splitshuffle_gan.metrics.card import FORMAT, VERSION, check_out
 from splitshuffle_gan.metrics.features import DTYPES, cached_extract, default_cache, extract, shared_folder, store
 from splitshuffle_gan.metrics.measures import SHARES, Draws, fid, infinity_row, kid, plane_fid, row, share, ssim_row
+from splitshuffle_gan.metrics.notes import notes
 from splitshuffle_gan.metrics.report import write_card
-from splitshuffle_gan.metrics.source import (
-    IntensityRule,
-    VolumeSet,
-    check_same_grid,
-    hash_of,
-    open_pair,
-    open_volumes,
-    part_of,
-)
+from splitshuffle_gan.metrics.source import check_same_grid, open_pair, open_volumes, part_of
+from splitshuffle_gan.metrics.volume_set import IntensityRule, VolumeSet, hash_of
 from splitshuffle_gan.volume import PLANES
 
 METRICS = ("fid", "planes", "kid", "prdc", "ms-ssim")
@@ -85,8 +79,8 @@ class ScoreConfig(Settings):
     """Score synthetic volumes against real ones, every number with its n, interval and real-against-real floor.
 
     Attributes:
-        generated: a folder of NIfTI volumes, a prepared dataset, a generator's folder, a training run or a hub id.
-        real: a prepared dataset, or a folder of NIfTI volumes on the same grid.
+        generated: a folder of scans, a prepared dataset, a generator's folder, a training run or a hub id.
+        real: a prepared dataset, or a folder of scans on the same grid.
         out: card to write, a .json; the same in words and as a picture beside it, as .md and .png.
         metrics: which of fid (3D), planes (FID of axial, coronal and sagittal slices), kid, prdc, ms-ssim.
         extractor: medicalnet-resnet10, medicalnet-resnet50, med3d-mini or random-0; default: the best at hand.
@@ -226,7 +220,7 @@ def measure(
             "floor_from": None if others is None else _side(others, min(n, len(others)), sides[1][1]),
         },
         "metrics": rows,
-        "notes": _notes(extractor, plane_extractor, n, generated, real, others, settings.splits),
+        "notes": notes(extractor, plane_extractor, n, generated, real, others, settings.splits),
         "environment": _environment(),
         "seconds": round(time.time() - started, 2),
     }
@@ -247,8 +241,8 @@ def _open_others(path: str | None, real: VolumeSet) -> VolumeSet | None:
     if path is None:
         return None
     others = open_volumes(path, (real.plane, real.rule or IntensityRule()))
-    if others.kind not in ("dataset", "nifti"):
-        raise UserError(f"floor_from: {path} holds no real volumes; a prepared dataset or NIfTI files are wanted")
+    if others.kind not in ("dataset", "scans"):
+        raise UserError(f"floor_from: {path} holds no real volumes; a prepared dataset or scans are wanted")
     check_same_grid(others, real)
     if len(others) < LEAST:
         raise UserError(f"floor_from: {path} has {len(others)} volumes; at least {LEAST} are wanted")
@@ -321,42 +315,6 @@ def _rows(
 def _side(volumes: VolumeSet, n: int, data_hash: str) -> dict:
     sides = {"name": volumes.name, "kind": volumes.kind, "n": n, "available": len(volumes), "data_hash": data_hash}
     return {**sides, **volumes.details}
-
-
-def _notes(
-    extractor: Extractor,
-    plane_extractor: Extractor | None,
-    n: int,
-    generated: VolumeSet,
-    real: VolumeSet,
-    others: VolumeSet | None,
-    splits: int,
-) -> list[str]:
-    notes = [f"{used.name}: {used.note}" for used in (extractor, plane_extractor) if used is not None and used.note]
-    real_count = len(real)
-    if generated.details.get("trained_on") and generated.details["trained_on"] == real.details.get("dataset_hash"):
-        notes.append(
-            "The real volumes are those the generator was trained on. A generator that repeats them scores well: "
-            "compare with volumes that were held out of training, and run `splitshuffle audit`."
-        )
-    if others is not None:
-        size = min(n, len(others))
-        references = f"the {n}" if size == n else f"{size} of the {n}"
-        notes.append(
-            f"The floor is between {size} of the {len(others)} volumes of {others.name}, in {splits} random choices, "
-            f"and {references} real volumes that the generated ones are compared with."
-        )
-    elif n > real_count // 2:
-        notes.append(
-            f"There are {real_count} real volumes, so the floor is between halves of {real_count // 2}, fewer than the "
-            f"{n} of the score. Distances rise as n falls: compare the floor with the value at the floor's n."
-        )
-    if n < extractor.dimension:
-        notes.append(
-            f"n = {n} is below the {extractor.dimension} features: the covariances are singular and the distance holds "
-            "a large part that falls with n. It is exact, but only comparable at the same n."
-        )
-    return notes
 
 
 def _environment() -> dict:

@@ -1,16 +1,14 @@
 """Volumes to be scored, wherever they come from, all brought to float32 `[D, H, W]` in [-1, 1].
 
 A prepared dataset is read as it is. A folder that `splitshuffle sample` wrote is mapped back exactly, by its
-samples.json. Any other NIfTI files go through the intensity rule of the set they are compared with. A generator is
-sampled on the fly, one volume per seed.
+samples.json. Any other scans go through the intensity rule of the set they are compared with. A generator is sampled on
+the fly, one volume per seed.
 """
 
-import hashlib
 import json
 import math
 import shlex
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +16,12 @@ from accelerate import PartialState
 
 from splitshuffle_gan.checkpoint import find_checkpoint
 from splitshuffle_gan.data.dataset import open_dataset
-from splitshuffle_gan.data.prepare import DEFAULT_PERCENTILES, find_scans
-from splitshuffle_gan.data.readers.nifti import read_nifti
+from splitshuffle_gan.data.readers.nifti import is_nifti, nifti_scans
+from splitshuffle_gan.data.readers.scan import Scan
+from splitshuffle_gan.data.readers.scans import all_scans
 from splitshuffle_gan.devices import wants_cpu
 from splitshuffle_gan.errors import UserError
+from splitshuffle_gan.metrics.volume_set import OUTERMOST, IntensityRule, VolumeSet
 from splitshuffle_gan.models.generator import Generator
 from splitshuffle_gan.sampler import check_volumes, draw, styles_of_seed
 from splitshuffle_gan.volume import IntensityMap, check_geometry, plane_axes
@@ -29,94 +29,6 @@ from splitshuffle_gan.volume import IntensityMap, check_geometry, plane_axes
 SAME_SPACING = 0.01  # relative; headers are rounded
 SEEDS_PER_RUN = 1_000_000
 SHOWN = 3
-OUTERMOST = 1 + 1e-3  # of the range [-1, 1], for rounding
-
-
-@dataclass(frozen=True)
-class IntensityRule:
-    """How intensities become -1 and 1: a fixed `window` (low, high), or `percentiles` (in percent) of each volume."""
-
-    kind: str = "percentiles"
-    low: float = DEFAULT_PERCENTILES[0]
-    high: float = DEFAULT_PERCENTILES[1]
-
-    def to_unit(self, array: np.ndarray, source: str) -> np.ndarray:
-        """Source units to [-1, 1]. Raises UserError naming `source` when its percentiles are equal or not finite."""
-        if self.kind == "window":
-            return IntensityMap("window", self.low, self.high).to_unit(array)
-        low, high = np.percentile(array, (self.low, self.high))
-        if not low < high:
-            raise UserError(f"{source}: its percentiles {self.low:g} and {self.high:g} are {low:g} and {high:g}; "
-                            "repair or remove the file")  # fmt: skip
-        return IntensityMap("percentiles", float(low), float(high)).to_unit(array)
-
-
-@dataclass(frozen=True)
-class VolumeSet:
-    """Volumes of one shape, read one at a time: `volumes[i]` is float32 `[D, H, W]` in [-1, 1].
-
-    Attributes:
-        name: what the user called it.
-        kind: dataset, samples (what `splitshuffle sample` wrote), nifti (any other files), checkpoint or arrays.
-        shape: voxels (D, H, W). spacing: mm (D, H, W). plane: the order of the axes, see `volume`.
-        rule: how the intensities were mapped; None when that is not known (arrays).
-        names: of the volumes, for messages: file names or seeds.
-        read: index -> volume.
-        details: more for the card, JSON.
-    """
-
-    name: str
-    kind: str
-    shape: tuple[int, int, int]
-    spacing: tuple[float, float, float]
-    plane: str
-    rule: IntensityRule | None
-    names: tuple[str, ...]
-    read: Callable[[int], np.ndarray]
-    details: dict = field(default_factory=dict)
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        volume = self.read(index)
-        if not np.isfinite(volume).all():
-            bad = np.count_nonzero(~np.isfinite(volume))
-            raise UserError(f"{self.name}: {self.names[index]} has {bad} voxels that are NaN or infinite; remove it")
-        low, high = volume.min(), volume.max()
-        if low == high:
-            raise UserError(f"{self.name}: {self.names[index]} is {low:g} everywhere; remove it")
-        if max(-low, high) > OUTERMOST:
-            reach = f"{self.name}: {self.names[index]} reaches {max(-low, high):g}; values in [-1, 1] are wanted"
-            raise UserError(f"{reach}: prepare the set again, or remove it")
-        return volume
-
-    def subset(self, indices: Iterable[int]) -> "VolumeSet":
-        """The volumes at `indices`, in that order."""
-        chosen = [int(index) for index in indices]
-        return VolumeSet(
-            self.name, self.kind, self.shape, self.spacing, self.plane, self.rule,
-            tuple(self.names[index] for index in chosen), lambda i: self.read(chosen[i]), self.details,
-        )  # fmt: skip
-
-    def array(self) -> np.ndarray:
-        """All of them, `[N, D, H, W]`, in memory."""
-        return np.stack([self[i] for i in range(len(self))])
-
-    @property
-    def data_hash(self) -> str:
-        """sha256 over the volumes' voxels as they are scored; changes with any of them and with their order."""
-        return hash_of([volume_hash(self[i]) for i in range(len(self))])
-
-
-def volume_hash(volume: np.ndarray) -> str:
-    """sha256 of one volume's float32 bytes."""
-    return hashlib.sha256(np.ascontiguousarray(volume, dtype=np.float32)).hexdigest()
-
-
-def hash_of(hashes: list[str]) -> str:
-    """sha256 of the volumes' hashes, in order."""
-    return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 def part_of(count: int, share: float) -> int:
@@ -134,8 +46,8 @@ def open_pair(
 ) -> tuple[VolumeSet, VolumeSet]:
     """The two sides of a comparison, checked to be on one grid: (generated, real).
 
-    NIfTI files without a record of their own take plane and intensity rule from the other side. `count`: volumes that
-    a checkpoint draws, by default `share` of the number of real ones.
+    Scans without a record of their own take plane and intensity rule from the other side. `count`: volumes that a
+    checkpoint draws, by default `share` of the number of real ones.
     Raises UserError for what cannot be read, and when shape, spacing, plane or intensities of the sides differ, with
     the command that fixes it.
     """
@@ -153,25 +65,25 @@ def open_volumes(
     truncation_psi: float = 1.0,
     seed: int = 0,
 ) -> VolumeSet:
-    """A prepared dataset, a NIfTI file or folder, or a generator.
+    """A prepared dataset, a scan or a folder of scans in any format that is read, or a generator.
 
     A generator is a checkpoint, a run or a hub id, of which `count` (100) volumes are drawn; seed s draws those of the
     seeds from s * 1,000,000 on.
     A folder with `images/` beside `labels/` (phantoms, for one) counts as its images. `frame`: plane and intensity
-    rule for NIfTI files without a record of their own; by default axial and percentiles 0.5 and 99.5.
+    rule for scans without a record of their own; by default axial and percentiles 0.5 and 99.5.
     Raises UserError naming the path and what is wrong.
     """
     folder = Path(path)
     if (folder / "manifest.json").is_file():
         return _from_dataset(folder)
     if (folder / "samples.json").is_file():
-        return _from_nifti(folder, frame or ("axial", IntensityRule()), _record_of_samples(folder))
+        return _from_scans(folder, frame or ("axial", IntensityRule()), _record_of_samples(folder))
     if (folder / "images").is_dir() and (folder / "labels").is_dir():
-        return _from_nifti(folder / "images", frame or ("axial", IntensityRule()))
+        return _from_scans(folder / "images", frame or ("axial", IntensityRule()))
     if folder.is_file() or folder.is_dir() and not _is_checkpoint(folder):
-        return _from_nifti(folder, frame or ("axial", IntensityRule()))
+        return _from_scans(folder, frame or ("axial", IntensityRule()))
     if not folder.exists() and (isinstance(path, Path) or path.count("/") != 1):
-        wanted = "a prepared dataset, NIfTI files, or a generator (a checkpoint, a run or a hub id OWNER/NAME)"
+        wanted = "a prepared dataset, scans, or a generator (a checkpoint, a run or a hub id OWNER/NAME)"
         raise UserError(f"{path}: no such file or folder; {wanted} is wanted")
     return _from_checkpoint(path, count or 100, truncation_psi, seed)
 
@@ -207,7 +119,7 @@ def from_arrays(
 def check_same_grid(generated: VolumeSet, real: VolumeSet) -> None:
     """Raise UserError, with the command that fixes it, unless both sides have one grid and one intensity scale."""
     # Files without a record of their own are brought to the grid of the other side.
-    moved, wanted = (real, generated) if real.kind == "nifti" and generated.kind != "nifti" else (generated, real)
+    moved, wanted = (real, generated) if real.kind == "scans" and generated.kind != "scans" else (generated, real)
     shape, spacing = " ".join(map(str, wanted.shape)), " ".join(f"{length:g}" for length in wanted.spacing)
     fix = f"splitshuffle prepare {_scans_of(moved)} --out PREPARED --shape {shape} --spacing {spacing}"
     fix += f" --plane {wanted.plane}"
@@ -307,32 +219,44 @@ def _from_dataset(folder: Path) -> VolumeSet:
     )  # fmt: skip
 
 
-def _from_nifti(folder: Path, frame: tuple[str, IntensityRule], record: dict | None = None) -> VolumeSet:
+def _from_scans(folder: Path, frame: tuple[str, IntensityRule], record: dict | None = None) -> VolumeSet:
     geometry, details = (record or {}).get("geometry"), {}
     if record:
         details = {key: record[key] for key in ("checkpoint", "truncation_psi") if key in record}
         details |= _training_data(record.get("checkpoint"))
     plane, rule = (geometry["plane"], _rule_of_geometry(geometry)) if geometry else frame
-    paths = find_scans(folder)
-    first = read_nifti(paths[0], plane)
+    scans = all_scans(folder) if record is None else _samples_in(folder)
+    sources = [str((folder if folder.is_dir() else folder.parent) / scan.name) for scan in scans]
+    header = scans[0].header()
+    shape, spacing = tuple(header.shape[axis] for axis in plane_axes(plane)), header.spacing(plane)
 
     def read(index: int) -> np.ndarray:
-        volume = read_nifti(paths[index], plane)
-        if volume.shape != first.shape or not np.allclose(volume.spacing, first.spacing, rtol=SAME_SPACING):
-            here, there = (f"{_text(v.shape)} voxels of {_text(v.spacing)} mm" for v in (volume, first))
+        volume = scans[index].read(plane)
+        if volume.shape != shape or not np.allclose(volume.spacing, spacing, rtol=SAME_SPACING):
+            here, there = (
+                f"{_text(a)} voxels of {_text(b)} mm" for a, b in ((volume.shape, volume.spacing), (shape, spacing))
+            )
             raise UserError(
-                f"{paths[index]}: {here}, but {paths[0].name} has {there}; bring them to one grid with "
+                f"{sources[index]}: {here}, but {scans[0].name} has {there}; bring them to one grid with "
                 f"`splitshuffle prepare {folder} --out PREPARED --shape D H W` and score PREPARED"
             )
         if not np.isfinite(volume.array).all():
-            raise UserError(f"{paths[index]}: has voxels that are NaN or infinite; repair or remove it")
+            raise UserError(f"{sources[index]}: has voxels that are NaN or infinite; repair or remove it")
         if geometry:
             return IntensityMap(**geometry["intensity"]).to_unit(volume.array[0])
-        return rule.to_unit(volume.array[0], str(paths[index]))
+        return rule.to_unit(volume.array[0], sources[index])
 
-    names = tuple(path.name for path in paths)
-    kind = "nifti" if record is None else "samples"
-    return VolumeSet(str(folder), kind, first.shape, first.spacing, plane, rule, names, read, details)
+    names = tuple(scan.name for scan in scans)
+    kind = "scans" if record is None else "samples"
+    return VolumeSet(str(folder), kind, shape, spacing, plane, rule, names, read, details)
+
+
+def _samples_in(folder: Path) -> list[Scan]:
+    # Not searched for: the DICOM series that may lie beside a sample are the same volume once more.
+    paths = sorted(path for path in folder.iterdir() if is_nifti(path) and not path.name.startswith("."))
+    if not paths:
+        raise UserError(f"{folder}: holds samples.json, but no .nii.gz file; sample again")
+    return [scan for path in paths for scan in nifti_scans(path, path.name)]
 
 
 def _from_checkpoint(path: str | Path, count: int, truncation_psi: float, seed: int) -> VolumeSet:

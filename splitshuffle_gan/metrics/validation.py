@@ -40,8 +40,9 @@ from splitshuffle_gan.metrics.features import extract
 from splitshuffle_gan.metrics.frechet import Gaussian, frechet_distance
 from splitshuffle_gan.metrics.neighbours import BALL_NEIGHBOURS, neighbours
 from splitshuffle_gan.metrics.resampling import interval, split_pairs
-from splitshuffle_gan.metrics.source import IntensityRule, VolumeSet, from_arrays, open_volumes
+from splitshuffle_gan.metrics.source import from_arrays, open_volumes
 from splitshuffle_gan.metrics.validation_report import markdown, plot
+from splitshuffle_gan.metrics.volume_set import IntensityRule, VolumeSet
 from splitshuffle_gan.output import refuse_existing, whole_folder, write_json
 from splitshuffle_gan.volume import plane_axes
 
@@ -58,7 +59,7 @@ class ValidationConfig:
     """Ask of every extractor whether its distance grows with damage: validation.json, validation.md, validation.png.
 
     Attributes:
-        real: real volumes, a prepared dataset or a folder of NIfTI scans.
+        real: real volumes, a prepared dataset or a folder of scans.
         out: folder to make.
         other: another organ to mix in: heart or brain (phantoms on the same grid), or a dataset or folder of that grid.
         extractors: names; by default med3d-mini, random-0 and, where its weights are at hand, medicalnet-resnet50.

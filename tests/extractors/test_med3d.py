@@ -231,14 +231,15 @@ def first(folder: Path, part: str) -> Path:
 BAD = {
     "labels/; a labelled": lambda folder: shutil.rmtree(folder / "labels"),
     "has no images/": lambda folder: shutil.rmtree(folder / "images"),
-    r"labels/brain0000.nii.gz: no such file": lambda folder: first(folder, "labels").unlink(),
-    r"labels/brain0000.nii.gz: shape \(16, 16, 15\), its image has \(16, 16, 16\)": lambda folder: spoil(
+    r"train/labels: brain0000.nii.gz: there is no label map": lambda folder: first(folder, "labels").unlink(),
+    r"labels: brain0000.nii.gz: .*has \(15, 16, 16\) voxels .*, the scan \(16, 16, 16\)": lambda folder: spoil(
         first(folder, "labels"), lambda array: array[1:]
     ),
-    r"labels are 0..\d+.5; whole 0..255": lambda folder: spoil(first(folder, "labels"), lambda a: a + 0.5 * (a > 0)),
-    r"labels are -1..\d+; whole": lambda folder: spoil(first(folder, "labels"), lambda a: np.where(a > 0, a, -1)),
-    r"labels are 0..256; whole": lambda folder: spoil(first(folder, "labels"), lambda a: np.where(a > 0, 256, 0)),
-    "labels are nan..nan; whole": lambda folder: spoil(first(folder, "labels"), lambda a: np.where(a > 0, np.nan, 0)),
+    r"labels are 0..\d+.5, not all whole": lambda folder: spoil(first(folder, "labels"), lambda a: a + 0.5 * (a > 0)),
+    r"labels are -1..\d+, not": lambda folder: spoil(first(folder, "labels"), lambda a: np.where(a > 0, a, -1)),
+    r"labels are 0..256, not": lambda folder: spoil(first(folder, "labels"), lambda a: np.where(a > 0, 256, 0)),
+    "labels are nan..nan, not": lambda folder: spoil(first(folder, "labels"), lambda a: np.where(a > 0, np.nan, 0)),
+    "images/more.mha: .mha is not a format that is read": lambda folder: (folder / "images" / "more.mha").touch(),
     "images/brain0000.nii.gz: constant or not finite": lambda folder: spoil(first(folder, "images"), lambda a: 0 * a),
     "train: 2 labelled volumes, of which 1 are held out": lambda folder: [
         path.unlink() for path in sorted(folder.glob("*/*.gz")) if "0000" < path.name[5:9] <= "0003"
@@ -254,6 +255,23 @@ def test_bad_folders_are_refused_before_training(config, labelled, message):
     with pytest.raises(UserError, match=message):
         train_extractor(config(phantoms=0, labelled=(labelled,)))
     assert not config().out.exists()
+
+
+def test_label_maps_are_found_by_name_whatever_the_format(config, labelled):
+    """MGH images beside NIfTI label maps are the same set as NIfTI images."""
+    (expected,) = med3d._open_sets(config(phantoms=0, labelled=(labelled,)))
+    order = []
+    for path in sorted((labelled / "images").iterdir()):
+        image = nib.load(path)
+        nib.save(nib.MGHImage(image.get_fdata(dtype=np.float32), image.affine), path.with_name(f"{path.name[:9]}.mgz"))
+        path.unlink()
+        order.append(f"{path.name[:9]}.mgz")
+    (found,) = med3d._open_sets(config(phantoms=0, labelled=(labelled,)))
+    before, after = (order_by_hash(names) for names in ([f"{name[:9]}.nii.gz" for name in order], order))
+    for name, image, label in zip(after, found.images, found.labels, strict=True):
+        same = before.index(f"{name[:9]}.nii.gz")
+        np.testing.assert_allclose(image, expected.images[same], atol=1e-6)
+        np.testing.assert_array_equal(label, expected.labels[same])
 
 
 def test_images_that_are_not_finite_are_refused(config, labelled):

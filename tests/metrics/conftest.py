@@ -38,7 +38,7 @@ def measured(metric="fid_3d", better="lower", value=12.3456, interval=(11.0, 13.
 
 
 def make_card():
-    side = {"kind": "nifti", "n": 100, "available": 120}
+    side = {"kind": "scans", "n": 100, "available": 120}
     real_pairs = {"value": 0.6123, "interval": [0.5987, 0.6234], "pairs": 777}
     return {
         "format": "splitshuffle-card",

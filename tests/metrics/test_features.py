@@ -13,7 +13,8 @@ from splitshuffle_gan.errors import UserError
 from splitshuffle_gan.extractors.catalogue import Extractor
 from splitshuffle_gan.extractors.encoder import Encoder, EncoderConfig
 from splitshuffle_gan.metrics.features import cached_extract, default_cache, extract, plane_slices, store
-from splitshuffle_gan.metrics.source import VolumeSet, from_arrays, hash_of, volume_hash
+from splitshuffle_gan.metrics.source import from_arrays
+from splitshuffle_gan.metrics.volume_set import VolumeSet, hash_of, volume_hash
 
 pytestmark = pytest.mark.usefixtures("cpu")
 SHAPE = (8, 12, 16)
@@ -103,7 +104,7 @@ def test_a_stored_set_reads_the_same_and_only_once(tmp_path):
         reads.append(index)
         return volumes.read(index)
 
-    slow = VolumeSet("slow", "nifti", SHAPE, volumes.spacing, "axial", None, volumes.names, read, {"more": 1})
+    slow = VolumeSet("slow", "scans", SHAPE, volumes.spacing, "axial", None, volumes.names, read, {"more": 1})
     stored, hashes = store(slow, tmp_path, "generated")
     np.testing.assert_array_equal(stored.array(), volumes.array())
     assert reads == [0, 1, 2, 3, 4]

@@ -8,7 +8,8 @@ from splitshuffle_gan.data.phantom import make_phantom
 from splitshuffle_gan.data.prepare import PrepareConfig, prepare
 from splitshuffle_gan.extractors.catalogue import open_extractor
 from splitshuffle_gan.metrics.score import Settings, measure
-from splitshuffle_gan.metrics.source import IntensityRule, VolumeSet, from_arrays, open_volumes
+from splitshuffle_gan.metrics.source import from_arrays, open_volumes
+from splitshuffle_gan.metrics.volume_set import IntensityRule, VolumeSet
 
 N = 100
 

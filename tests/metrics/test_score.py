@@ -114,7 +114,7 @@ def test_a_card_is_written_and_whole(config, folder, tmp_path):
     intensity = {"kind": "percentiles", "low": 0.5, "high": 99.5}
     assert card["ruler"]["preprocessing"] == expected | {"intensity": intensity}
     made, real = open_pair(folder / "hearts", folder / "real")
-    sides = {"generated": (made, 13, "nifti"), "real": (real, 24, "dataset")}
+    sides = {"generated": (made, 13, "scans"), "real": (real, 24, "dataset")}
     for side, (volumes, available, kind) in sides.items():
         found = {key: card[side][key] for key in ("name", "kind", "n", "available", "data_hash")}
         assert found["name"] == volumes.name and found["data_hash"] == volumes.data_hash

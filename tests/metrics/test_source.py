@@ -13,11 +13,13 @@ import torch
 
 from splitshuffle_gan.config import GeneratorConfig
 from splitshuffle_gan.data.dataset import open_dataset
+from splitshuffle_gan.data.dicom_out import write_dicom
 from splitshuffle_gan.data.phantom import make_phantom, write_phantoms
 from splitshuffle_gan.data.prepare import PrepareConfig, prepare
 from splitshuffle_gan.data.readers.nifti import read_nifti
 from splitshuffle_gan.errors import UserError
-from splitshuffle_gan.metrics.source import IntensityRule, from_arrays, open_pair, open_volumes
+from splitshuffle_gan.metrics.source import from_arrays, open_pair, open_volumes
+from splitshuffle_gan.metrics.volume_set import IntensityRule
 from splitshuffle_gan.models.generator import Generator
 from splitshuffle_gan.sampler import SampleConfig, sample, write_samples
 
@@ -91,7 +93,7 @@ def test_a_prepared_dataset_is_read_as_it_is(tiny_dataset):
 def test_scans_take_plane_and_intensities_from_the_other_side(tiny_dataset, scans):
     """On the dataset's own grid they are the prepared volumes; by themselves they are not."""
     made, real = open_pair(scans, tiny_dataset)
-    assert (made.kind, made.rule, made.plane, made.spacing) == ("nifti", WINDOW, "axial", SPACING)
+    assert (made.kind, made.rule, made.plane, made.spacing) == ("scans", WINDOW, "axial", SPACING)
     np.testing.assert_array_equal(made.array(), real.array())
     assert made.data_hash == real.data_hash
     swapped, same = open_pair(tiny_dataset, scans)
@@ -117,6 +119,41 @@ def test_two_folders_of_scans_are_axial_and_mapped_by_their_percentiles(scans, t
         array = nib.load(path).get_fdata().T
         low, high = np.percentile(array, (0.5, 99.5))
         np.testing.assert_allclose(volume, np.clip((array - low) / (high - low) * 2 - 1, -1, 1), atol=1e-5)
+
+
+def in_another_format(path: Path, out: Path, format: str) -> None:
+    """The scan at `path` once more, below the folder `out`."""
+    image, stem = nib.load(path), path.name.split(".")[0]
+    out.mkdir(exist_ok=True)
+    if format == "MGH":
+        nib.save(nib.MGHImage(image.get_fdata(dtype=np.float32), image.affine), out / f"{stem}.mgz")
+    elif format == "NumPy":
+        np.save(out / f"{stem}.npy", image.get_fdata(dtype=np.float32))
+        (out / f"{stem}.json").write_text(json.dumps({"affine": image.affine.tolist(), "axes": "xyz"}))
+    elif format == "NRRD":
+        header = {"space": "RAS", "space directions": image.affine[:3, :3].T, "space origin": image.affine[:3, 3]}
+        pytest.importorskip("nrrd").write(str(out / f"{stem}.nrrd"), image.get_fdata(dtype=np.float32), header)
+    else:
+        series = {"modality": "MR", "description": "a test", "uid_seed": "", "bounds": (0, 1000)}
+        write_dicom(read_nifti(path), out / f"{stem}.dicom", name=stem, **series)
+
+
+@pytest.mark.parametrize("format", ["MGH", "NumPy", "NRRD", "DICOM", "one of each"])
+def test_whatever_is_prepared_is_read(tiny_dataset, scans, tmp_path, format):
+    formats = ["MGH", "NumPy", "NRRD", "DICOM", "MGH", "DICOM"] if format == "one of each" else [format] * 6
+    for path, kind in zip(sorted(scans.iterdir()), formats, strict=True):
+        in_another_format(path, tmp_path / "scans", kind)
+    made, real = open_pair(tmp_path / "scans", tiny_dataset)
+    assert (made.kind, made.shape, len(set(made.names))) == ("scans", SHAPE, 6)
+    np.testing.assert_allclose(made.spacing, SPACING, rtol=1e-6)
+    np.testing.assert_allclose(made.array(), real.array(), atol=2.5e-4)  # this DICOM holds 12 bits
+
+
+def test_samples_count_once_where_they_are_dicom_too(generator, tmp_path):
+    samples = tmp_path / "samples"
+    write_samples(SampleConfig(checkpoint=str(generator()), out=samples, seeds=(0, 1), truncation_psi=1.0, dicom=True))
+    assert sum(path.suffix == ".dcm" for path in samples.rglob("*")) == 2 * SHAPE[0]
+    assert open_volumes(samples).names == ("seed0000.nii.gz", "seed0001.nii.gz")
 
 
 def test_one_file_is_a_set_of_one(scans):
@@ -260,6 +297,32 @@ def test_a_folder_of_mixed_grids_is_refused(scans, tmp_path, shape, spacing, fou
     volumes[5]
     with pytest.raises(UserError, match=rf"odd.nii: .*{found}.*0.nii.gz has 8 x 16 x 8 voxels of 2 x 1 x 1.5 mm"):
         volumes[6]
+
+
+def test_a_file_that_cannot_be_a_scan_is_named(scans, tiny_dataset, tmp_path):
+    copy_of(scans, tmp_path / "bad")
+    (tmp_path / "bad" / "notes.txt").write_text("no scan")  # as its name says
+    open_pair(tmp_path / "bad", tiny_dataset)
+    (tmp_path / "bad" / "more.mha").touch()
+    with pytest.raises(UserError, match=r"bad/more.mha: .mha is not a format that is read"):
+        open_pair(tmp_path / "bad", tiny_dataset)
+    save(np.ones((8, 16, 8, 3)), tmp_path / "bad" / "four.nii", (1.5, 1.0, 2.0))
+    with pytest.raises(UserError, match=r"bad/four.nii: holds 3 volumes.*1 more cannot be read"):
+        open_pair(tmp_path / "bad", tiny_dataset)
+
+
+def test_a_damaged_scan_is_named(scans, tiny_dataset, tmp_path):
+    bad = copy_of(scans, tmp_path / "bad")
+    bad[2].write_bytes(bad[2].read_bytes()[:-200])
+    with pytest.raises(UserError, match=r"bad/2.nii.gz: "):
+        open_pair(tmp_path / "bad", tiny_dataset)[0].array()
+
+
+def test_samples_without_files_are_refused(generator, tmp_path):
+    samples = samples_of(generator(), tmp_path / "samples", 1)
+    (samples / "seed0000.nii.gz").unlink()
+    with pytest.raises(UserError, match="samples.json, but no .nii.gz file; sample again"):
+        open_volumes(samples)
 
 
 def test_what_holds_no_volumes_is_refused(tmp_path, tiny_dataset):

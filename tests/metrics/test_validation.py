@@ -204,7 +204,7 @@ def test_the_other_organ_may_be_a_folder(brains, rulers, tmp_path):
         real=brains, out=tmp_path / "out", other=str(hearts), extractors=("pooled",), n=8, splits=2
     )
     record = json.loads((validate(config) / "validation.json").read_text())["other"]
-    assert (record["kind"], record["n"]) == ("nifti", 8)
+    assert (record["kind"], record["n"]) == ("scans", 8)
     with pytest.raises(UserError, match="other: .*hearts holds 8 volumes, 11 are wanted"):
         validate(ValidationConfig(real=brains, out=tmp_path / "more", other=str(hearts), extractors=("pooled",)))
     small = write_phantoms("heart", 8, (8, 8, 8), SPACING, 1, tmp_path / "small")

@@ -92,6 +92,19 @@ def find_scans(source: Path, volume: int | str | None = None, correct_tilt: bool
     return Found(*by_name, sum(passed_over.values()), tuple(labels))
 
 
+def all_scans(source: Path) -> tuple[Scan, ...]:
+    """The scans of a source, as `find_scans`, where leaving one out would go unnoticed.
+
+    Raises UserError naming the first file that cannot be one, with its reason.
+    """
+    found = find_scans(source)
+    if found.rejected:
+        bad, more = found.rejected[0], len(found.rejected) - 1
+        others = f" ({more} more cannot be read; `splitshuffle doctor` lists them)" if more else ""
+        raise UserError(f"{Path(source) / bad.name}: {bad.reason}{others}")
+    return found.scans
+
+
 def _volume(volume: int | str | None) -> int | str | None:
     if volume is None or volume == "all":
         return volume

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from splitshuffle_gan.data.readers.nifti import NiftiScan
-from splitshuffle_gan.data.readers.scans import find_scans
+from splitshuffle_gan.data.readers.scans import all_scans, find_scans
 from splitshuffle_gan.errors import UserError
 
 ARRAY = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
@@ -153,6 +153,19 @@ def test_what_a_folder_without_scans_holds_is_counted(tmp_path):
     told = str(caught.value)
     assert str(tmp_path) in told and "6 files seen; 1 plainly no scans (1 .txt); 5 rejected" in told
     assert told.count("unpack it first") == 3 and "and 2 more" in told
+
+
+def test_all_scans_or_none(tmp_path):
+    for name in ("a.nii", "b/c.nii.gz"):
+        save(tmp_path / name)
+    (tmp_path / "readme.txt").touch()
+    assert all_scans(tmp_path) == find_scans(tmp_path).scans
+    (tmp_path / "b" / "d.tif").touch()
+    with pytest.raises(UserError, match=r"b/d.tif: .tif is not a format that is read; convert it to NIfTI$"):
+        all_scans(tmp_path)
+    (tmp_path / "b" / "e.zip").touch()
+    with pytest.raises(UserError, match=r"b/d.tif: .* \(1 more cannot be read; `splitshuffle doctor` lists them\)"):
+        all_scans(tmp_path)
 
 
 def test_a_source_that_is_not_there_is_named(tmp_path):
