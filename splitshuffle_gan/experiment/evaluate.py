@@ -24,7 +24,7 @@ RULER_FIELDS = ("name", "weights_sha256", "dimension")
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What is judged: `folder`, the `index` of the evaluation from 0, and how far the training was."""
+    """What is judged: `folder`, the `index` of the evaluation (-1 is the start), and how far the 3D training was."""
 
     folder: Path
     index: int
@@ -40,7 +40,7 @@ class Evaluation:
     Attributes:
         arm, title, model, seed: of the run.
         minutes_2d: of the run's minutes, those in 2D.
-        snapshots: in order; `count` is how many there are in all.
+        snapshots: in order; `count` is how many there are in all, the start left out.
         parameters: of each network.
         of_set: held_out or final.
         real: prepared dataset or folder of the volumes to judge against; all of them are used, and as many generated.

@@ -40,6 +40,7 @@ class Arm:
         train3d: the same for the 3D training; for diffusion, fields of `DiffusionConfig`.
         train: number of volumes to train on; default all that are not held out.
         seeds: default the plan's.
+        evaluations: default the plan's; 1 judges the end only, where sampling is slow.
     """
 
     title: str = ""
@@ -54,6 +55,7 @@ class Arm:
     train3d: dict[str, Any] = field(default_factory=dict)
     train: int | None = None
     seeds: tuple[int, ...] | None = None
+    evaluations: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +101,10 @@ class Plan:
     def minutes_of(self, name: str) -> float:
         """The minutes of one core that a run of an arm may take."""
         return self.minutes if self.arms[name].minutes is None else self.arms[name].minutes
+
+    def evaluations_of(self, name: str) -> int:
+        """How often a run of an arm is judged."""
+        return self.evaluations if self.arms[name].evaluations is None else self.arms[name].evaluations
 
 
 def read_plan(path: Path) -> Plan:
@@ -266,8 +272,10 @@ def _check_arm(plan: Plan, name: str) -> None:
         raise UserError(f"{where}.against: found {arm.against!r}, one of the arms is wanted: {', '.join(plan.arms)}")
     if arm.minutes is not None and not arm.minutes > 0:
         raise UserError(f"{where}.minutes: found {arm.minutes}, a positive number is wanted")
-    if arm.train is not None and arm.train < 1:
-        raise UserError(f"{where}.train: found {arm.train}, at least 1 is wanted")
+    for field_name in ("train", "evaluations"):
+        value = getattr(arm, field_name)
+        if value is not None and value < 1:
+            raise UserError(f"{where}.{field_name}: found {value}, at least 1 is wanted")
     if arm.seeds is not None:
         _check_seeds(f"{where}.seeds", arm.seeds)
     for section in ("train2d", "train3d"):

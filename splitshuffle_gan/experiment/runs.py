@@ -84,7 +84,7 @@ def make_run(plan: Plan, arm: str, seed: int, data: Path, out: Path, rates: dict
     in_2d = described(plan, arm, 2) if a.share_2d else None
     seconds = [0.0 if stage is None else rates[speed_key(stage)] for stage in (in_2d, in_3d)]
     try:
-        steps = steps_for(plan.minutes_of(arm), a.share_2d, *seconds, plan.evaluations)
+        steps = steps_for(plan.minutes_of(arm), a.share_2d, *seconds, plan.evaluations_of(arm))
     except UserError as error:
         raise UserError(f"arms.{arm}.{error}") from error
     training_2d = None
@@ -166,7 +166,10 @@ def _is_evaluated(job: Evaluation) -> bool:
 
 
 def evaluation_of(plan: Plan, run: Run, of_set: str, real: Path, out: Path) -> Evaluation:
-    """What to judge of a trained run: every snapshot by the held-out volumes, the last by the final ones."""
+    """What to judge of a trained run: every snapshot by the held-out volumes, the last by the final ones.
+
+    Inflated networks are judged before their 3D training, too: as a snapshot of index -1.
+    """
     done, steps = read_done(run.folder), run.steps
     kimg = run.training_3d.described["options"]["batch_size"] / 1000
     snapshots = [
@@ -174,6 +177,8 @@ def evaluation_of(plan: Plan, run: Run, of_set: str, real: Path, out: Path) -> E
         for index, name in enumerate(done["snapshots"])
         for count in [(index + 1) * steps.every]
     ]
+    if run.training_2d is not None:
+        snapshots.insert(0, Snapshot(run.folder / "inflated", -1, 0, 0.0, steps.minutes(0)))
     return Evaluation(
         arm=run.arm,
         title=run.title,
@@ -181,7 +186,7 @@ def evaluation_of(plan: Plan, run: Run, of_set: str, real: Path, out: Path) -> E
         seed=run.seed,
         minutes_2d=steps.minutes(0),
         snapshots=tuple(snapshots if of_set == "held_out" else snapshots[-1:]),
-        count=len(snapshots),
+        count=len(done["snapshots"]),
         parameters=done["parameters"],
         of_set=of_set,
         real=real,

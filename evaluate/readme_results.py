@@ -1,0 +1,113 @@
+"""Write the results section of README.md from the JSON files of experiments and shipped models.
+
+`python evaluate/readme_results.py` rewrites what stands between the markers; `--check` only says whether it is true.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from splitshuffle_gan.metrics.card import times_floor
+from splitshuffle_gan.metrics.report import markdown_table, number, show_interval
+from splitshuffle_gan.output import whole_file
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+BEGIN, END = "<!-- results: written by evaluate/readme_results.py -->", "<!-- end of results -->"
+SHARES = ("precision", "recall")
+
+
+def section(repository: Path) -> str:
+    """The text between the markers: the experiments in `evaluate/results`, then the models in `checkpoints`."""
+    tables = sorted((repository / "evaluate" / "results").glob("*/table.json"))
+    scores = sorted((repository / "checkpoints").glob("*/score.json"))
+    parts = [experiment(path, repository) for path in tables]
+    return "\n\n".join([*parts, models(scores)] if scores else parts)
+
+
+def experiment(path: Path, repository: Path) -> str:
+    """One experiment: its main table, its curves and the command that makes them again."""
+    table = json.loads(path.read_text())
+    found = table["sets"]["held_out"]
+    here = path.parent.relative_to(repository)
+    pairs = {row["arm"]: row for row in found["paired"] if not row["group"]}
+    floor, real = found["floor"], found["real"].get("ms_ssim")
+    least = floor["fid_3d"]
+    rows = [[
+        "real volumes (floor)", "", "", f"{number(least['value'])} {show_interval(least['interval'])}", "1", "",
+        *(number(floor[name]["value"]) for name in SHARES), number(real["value"]) if real else "–",
+    ]]  # fmt: skip
+    for row in (row for row in found["rows"] if not row["group"]):
+        metrics, share = row["metrics"], row["parameters_of_baseline"]
+        fid, ratios = metrics["fid_3d"], pairs.get(row["arm"], {}).get("ratios", [])
+        rows.append([
+            row["title"],
+            f"{row['parameters'] / 1e6:.2f} M" + ("" if share is None else f" ({share:.0%})"),
+            f"{len(row['seeds'])} of {row['seeds_planned']}",
+            f"{number(fid['mean'])} {show_interval((fid['lowest'], fid['highest']))}",
+            number(fid["times_floor"]),
+            ", ".join(f"{ratio:.2f}" for ratio in ratios) or "–",
+            *(number(metrics[name]["mean"]) for name in SHARES),
+            number(metrics["ms_ssim"]["mean"]) if "ms_ssim" in metrics else "–",
+        ])  # fmt: skip
+    header = ("arm", "parameters", "seeds", "3D FID [range]", "times floor", "of baseline's, by seed", "precision",
+              "recall", "MS-SSIM")  # fmt: skip
+    minutes = max(row["minutes"] for row in found["rows"])
+    return "\n\n".join([
+        f"### {table['title']}: {minutes:.0f} minutes of one core for each run, 2D included",
+        "\n".join(markdown_table(header, rows)),
+        f"n = {found['n']} on both sides, held-out scans, ruler `{found['ruler']['name']}`. All numbers, intervals and "
+        f"ablations: [{here}/table.md]({here}/table.md). Made by",
+        f"```bash\nsplitshuffle experiment evaluate/plans/{path.parent.name}.yaml --data dataset --out experiment\n```",
+        f"![3D FID against minutes]({here}/curves.png)",
+    ])  # fmt: skip
+
+
+def models(scores: list[Path]) -> str:
+    """The shipped generators: their scores in times the floor, and the audit's verdict."""
+    rows = []
+    for path in scores:
+        card, audit = json.loads(path.read_text()), json.loads(path.with_name("audit.json").read_text())
+        found = {row["metric"]: row for row in card["metrics"] if "omitted" not in row}
+        name = path.parent.name
+        rows.append([
+            f"[{name}](checkpoints/{name}/README.md)",
+            f"{number(found['fid_3d']['value'])} ({times_floor(found['fid_3d']):.2f} times the floor)",
+            *(f"{number(found[share]['value'])} of {number(found[share]['floor']['value'])}" for share in SHARES),
+            card["ruler"]["n"],
+            audit["verdict"].split(".")[0],
+        ])  # fmt: skip
+    header = ("model", "3D FID", "precision, of the floor's", "recall, of the floor's", "n", "memorisation audit")
+    return "\n\n".join([
+        "### Models that ship",
+        "\n".join(markdown_table(header, rows)),
+        "Against held-out volumes, by which snapshots were chosen, too. The first, with the parts that `split` wrote:",
+        "```bash\nsplitshuffle score --generated hippocampus-mr --real parts/held_out --floor-from parts/train "
+        "--out card.json\n```",
+    ])  # fmt: skip
+
+
+def rewritten(readme: str, text: str) -> str:
+    """The README with `text` between the markers. Raises ValueError where there are none."""
+    if readme.count(BEGIN) != 1 or readme.count(END) != 1:
+        raise ValueError(f"README.md: wanted {BEGIN} and {END} once each")
+    before, rest = readme.split(BEGIN)
+    return f"{before}{BEGIN}\n\n{text}\n\n{END}{rest.split(END)[1]}"
+
+
+def main() -> None:
+    """Rewrite, or with `--check` exit with 1 where the README says something else."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 where the README differs")
+    options = parser.parse_args()
+    readme = REPOSITORY / "README.md"
+    old = readme.read_text()
+    new = rewritten(old, section(REPOSITORY))
+    if options.check:
+        sys.exit("README.md: not what the JSON files say; run evaluate/readme_results.py" if new != old else 0)
+    with whole_file(readme) as temporary:
+        temporary.write_text(new)
+
+
+if __name__ == "__main__":
+    main()
