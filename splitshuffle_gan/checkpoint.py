@@ -1,4 +1,4 @@
-"""Networks on disk: `model.safetensors` and `config.json`, strict and versioned, local or on the Hugging Face hub.
+"""Networks on disk: `model.safetensors` and `config.json`, strict and versioned; local, shipped or on the hub.
 
 No pickle: a checkpoint from a stranger can hold numbers and nothing else.
 """
@@ -75,7 +75,9 @@ class Pretrained(ModelHubMixin, library_name="splitshuffle_gan", tags=["gan", "m
         local_files_only: bool = False,
         token: str | bool | None = None,
     ) -> "Pretrained":
-        """The network in a local folder (see `find_checkpoint`) or a hub repository, in eval mode on the CPU.
+        """The network in a local folder (see `find_checkpoint`), of a name that ships, or in a hub repository.
+
+        In eval mode, on the CPU.
 
         Raises:
             UserError: nothing found there, another format or version, a missing or extra field or key.
@@ -134,12 +136,20 @@ def find_checkpoint(path: str | Path, network: str) -> str:
     """Where `network` ("generator" or "discriminator") is in what a user names.
 
     A checkpoint folder itself, a pair of networks (`PATH/generator`), or a run, whose latest snapshot counts.
-    A string that is not a folder is returned as it is: a hub id. A `Path` must be a folder.
+    A string that is not a folder is the name of a checkpoint that ships, or, as OWNER/NAME, a hub id, which is returned
+    as it is. A `Path` must be a folder.
     """
     folder = Path(path)
-    if not folder.is_dir() and (isinstance(path, Path) or path.count("/") != 1):
-        raise UserError(f"{folder}: no such folder; wanted a checkpoint, a pair of networks or a run.")
-    if not folder.is_dir() or (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file():
+    if not folder.is_dir() and isinstance(path, str):
+        if found := shipped(path):
+            return str(found)
+        if path.count("/") == 1:
+            return path
+    if not folder.is_dir():
+        names = ", ".join(place.name for place in shipped_generators())
+        offer = f"a hub id OWNER/NAME, or what ships: {names}" if names else "or a hub id OWNER/NAME"
+        raise UserError(f"{folder}: no such folder; wanted a checkpoint, a pair of networks, a run, {offer}.")
+    if (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file():
         return str(path)
     snapshots = sorted(folder.glob("snapshots/kimg*"))
     for candidate in [folder, *snapshots[::-1]]:
@@ -152,13 +162,36 @@ def find_checkpoint(path: str | Path, network: str) -> str:
 
 
 def shipped(name: str) -> Path | None:
-    """The folder of a checkpoint that comes with the package, such as "med3d-mini"; None when it is not installed.
+    """The folder of a checkpoint that comes with the package, such as "med3d-mini"; None when it is not installed."""
+    if Path(name).name != name:
+        return None  # a path, not a name
+    return next((place / name for place in _shelves() if (place / name / WEIGHTS).is_file()), None)
 
-    It is in `checkpoints/` of a clone, where an editable install also looks, or where a wheel puts its data files.
+
+def shipped_generators() -> list[Path]:
+    """The folders of all generators that come with the package, by name."""
+    return [folder for folder in shipped_checkpoints() if _class_in(folder / CONFIG) == "Generator"]
+
+
+def shipped_checkpoints() -> list[Path]:
+    """The folders of all networks that come with the package, by name; where a name comes twice, as `shipped` does."""
+    names = {weights.parent.name for place in _shelves() for weights in place.glob(f"*/{WEIGHTS}")}
+    return [shipped(name) for name in sorted(names)]
+
+
+def _shelves() -> list[Path]:
+    """Where checkpoints that ship may be: `checkpoints/` of a clone, where an editable install also looks, or where a
+    wheel puts its data files.
     """
     schemes = sysconfig.get_default_scheme(), sysconfig.get_preferred_scheme("user")
     installed = [Path(sysconfig.get_path("data", scheme)) / "share" / "splitshuffle_gan" for scheme in schemes]
-    for place in (Path(__file__).parents[1], *installed):
-        if (place / "checkpoints" / name / WEIGHTS).is_file():
-            return place / "checkpoints" / name
-    return None
+    return [place / "checkpoints" for place in (Path(__file__).parents[1], *installed)]
+
+
+def _class_in(config: Path) -> str | None:
+    """The class that a checkpoint's header names; None where there is no such header."""
+    try:
+        header = json.loads(config.read_text())
+    except (OSError, ValueError):
+        return None
+    return header.get("class") if isinstance(header, dict) and header.get("format") == FORMAT else None

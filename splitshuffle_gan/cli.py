@@ -12,8 +12,9 @@ from typing import Any
 import tyro
 
 from splitshuffle_gan import __version__
-from splitshuffle_gan.commands import COMMANDS, QuickstartOptions, quickstart
+from splitshuffle_gan.commands import COMMANDS, quickstart
 from splitshuffle_gan.errors import UserError
+from splitshuffle_gan.options import QuickstartOptions
 from splitshuffle_gan.presets import load_preset, preset_names
 
 

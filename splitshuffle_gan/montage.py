@@ -14,7 +14,7 @@ from splitshuffle_gan.output import whole_file
 from splitshuffle_gan.volume import plane_axes
 
 BACKGROUND, TEXT, DIM_TEXT = (18, 18, 20), (225, 225, 225), (150, 150, 155)
-GAP, MARGIN = 4, 16
+GAP, MARGIN, GUTTER, HEADING = 4, 16, 24, 32
 TARGET_WIDTH, MAX_WIDTH = 1600, 4000
 LANDSCAPE = 1.6
 TILE_HEIGHT = (64, 224)
@@ -49,14 +49,54 @@ def save_montage(
     volumes = [np.asarray(volume) for volume in volumes]
     spacing = tuple(float(s) for s in spacing)
     _check(volumes, spacing, low, high, titles, columns)
-    if volumes[0].ndim == 3:
-        # Through (x, y, z) to (S, A, R), the axial order, so that one set of views serves every plane.
-        order = np.argsort(plane_axes(plane))[::-1]
-        volumes, spacing = [volume.transpose(order) for volume in volumes], tuple(spacing[axis] for axis in order)
-    tiles = _tiles(volumes, spacing, low, high)
+    tiles = _tiles(*_upright(volumes, spacing, plane), low, high, MAX_WIDTH)
     columns = min(columns or _columns(len(tiles), *tiles[0].size), len(tiles))
-    sheet = _sheet(tiles, columns, titles, caption)
-    return _write(sheet, Path(path))
+    sheet = _sheet(tiles, columns, titles)
+    return _write(_captioned(sheet, caption) if caption else sheet, Path(path))
+
+
+def save_beside(
+    left: Sequence[np.ndarray],
+    right: Sequence[np.ndarray],
+    path: str | os.PathLike,
+    headings: tuple[str, str],
+    spacing: Sequence[float] = (1.0, 1.0, 1.0),
+    low: float = -1.0,
+    high: float = 1.0,
+    columns: int = 2,
+    caption: str | None = None,
+    plane: str = "axial",
+) -> Path:
+    """Write two sets of volumes (or images) side by side, a block of `columns` each under its heading; return the path.
+
+    Both are shown alike: same planes, same scale, same window, narrow enough for a page. Else as `save_montage`.
+    """
+    if not (len(left) and len(right)):
+        raise UserError(f"montage of {len(left)} beside {len(right)} volumes: give at least one on each side")
+    volumes = [np.asarray(volume) for volume in (*left, *right)]
+    spacing = tuple(float(s) for s in spacing)
+    _check(volumes, spacing, low, high, None, columns)
+    tiles = _tiles(*_upright(volumes, spacing, plane), low, high, TARGET_WIDTH // (2 * columns))
+    blocks = [_sheet(part, min(columns, len(part))) for part in (tiles[: len(left)], tiles[len(left) :])]
+    size = sum(block.width for block in blocks) + GUTTER, HEADING + max(block.height for block in blocks)
+    sheet, start = Image.new("RGB", size, BACKGROUND), 0
+    for block, heading in zip(blocks, headings, strict=True):
+        font = ImageFont.load_default(16)
+        text = _fit(heading, font, block.width - 2 * MARGIN)
+        ImageDraw.Draw(sheet).text((start + MARGIN, HEADING - 18), text, fill=TEXT, font=font)
+        sheet.paste(block, (start, HEADING))
+        start += block.width + GUTTER
+    return _write(_captioned(sheet, caption) if caption else sheet, Path(path))
+
+
+def _upright(
+    volumes: list[np.ndarray], spacing: tuple[float, ...], plane: str
+) -> tuple[list[np.ndarray], tuple[float, ...]]:
+    """Through (x, y, z) to (S, A, R), the axial order, so that one set of views serves every plane; images as is."""
+    if volumes[0].ndim == 2:
+        return volumes, spacing
+    order = np.argsort(plane_axes(plane))[::-1]
+    return [volume.transpose(order) for volume in volumes], tuple(spacing[axis] for axis in order)
 
 
 def _check(
@@ -97,15 +137,17 @@ def _views(volume: np.ndarray, spacing: tuple[float, ...]) -> list[tuple[np.ndar
     return [(plane[::-1], plane.shape[0] * tall, plane.shape[1] * wide) for plane, (tall, wide) in planes]
 
 
-def _tiles(volumes: list[np.ndarray], spacing: tuple[float, ...], low: float, high: float) -> list[Image.Image]:
-    """All tiles at one scale (pixels per mm), padded to the size of the largest."""
+def _tiles(
+    volumes: list[np.ndarray], spacing: tuple[float, ...], low: float, high: float, widest_tile: int
+) -> list[Image.Image]:
+    """All tiles at one scale (pixels per mm), at most about `widest_tile` pixels wide, padded to the largest's size."""
     views = [_views(volume, spacing) for volume in volumes]
     tallest = max(tall for tile in views for _, tall, _ in tile)
     widest = max(sum(wide for _, _, wide in tile) for tile in views)
     finest = min(spacing[-volumes[0].ndim :])
     # Four pixels a voxel are readable; the limits keep tiny grids visible and large ones on the screen.
     height = min(max(4 * tallest / finest, TILE_HEIGHT[0]), TILE_HEIGHT[1])
-    scale = min(height / tallest, MAX_WIDTH / widest)
+    scale = min(height / tallest, widest_tile / widest)
     tiles = [
         [_grey(view, low, high, round(tall * scale), round(wide * scale)) for view, tall, wide in tile]
         for tile in views
@@ -138,15 +180,13 @@ def _columns(count: int, width: int, height: int) -> int:
     return max(min(landscape, TARGET_WIDTH // width), 1)
 
 
-def _sheet(tiles: list[Image.Image], columns: int, titles: Sequence[str] | None, caption: str | None) -> Image.Image:
-    font, small = ImageFont.load_default(14), ImageFont.load_default(12)
+def _sheet(tiles: list[Image.Image], columns: int, titles: Sequence[str] | None = None) -> Image.Image:
+    font = ImageFont.load_default(14)
     width, height = tiles[0].size
     strip = 22 if titles else 0
     rows = math.ceil(len(tiles) / columns)
-    full_width = max(MARGIN + columns * (width + MARGIN), 320 if caption else 0)
-    lines = textwrap.wrap(caption, max((full_width - 2 * MARGIN) // 7, 20)) if caption else []
-    grid_height = MARGIN + rows * (strip + height + MARGIN)
-    sheet = Image.new("RGB", (full_width, grid_height + (len(lines) * 17 + MARGIN if lines else 0)), BACKGROUND)
+    size = MARGIN + columns * (width + MARGIN), MARGIN + rows * (strip + height + MARGIN)
+    sheet = Image.new("RGB", size, BACKGROUND)
     draw = ImageDraw.Draw(sheet)
     for index, tile in enumerate(tiles):
         row, column = divmod(index, columns)
@@ -154,9 +194,19 @@ def _sheet(tiles: list[Image.Image], columns: int, titles: Sequence[str] | None,
         if titles:
             draw.text((left, top), _fit(str(titles[index]), font, width), fill=TEXT, font=font)
         sheet.paste(tile, (left, top + strip))
-    for number, line in enumerate(lines):
-        draw.text((MARGIN, grid_height + number * 17), line, fill=DIM_TEXT, font=small)
     return sheet
+
+
+def _captioned(sheet: Image.Image, caption: str) -> Image.Image:
+    """The sheet with `caption` below, wrapped; wide enough to read."""
+    width = max(sheet.width, 320)
+    lines = textwrap.wrap(caption, max((width - 2 * MARGIN) // 7, 20))
+    whole = Image.new("RGB", (width, sheet.height + len(lines) * 17 + MARGIN), BACKGROUND)
+    whole.paste(sheet)
+    draw = ImageDraw.Draw(whole)
+    for number, line in enumerate(lines):
+        draw.text((MARGIN, sheet.height + number * 17), line, fill=DIM_TEXT, font=ImageFont.load_default(12))
+    return whole
 
 
 def _fit(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:

@@ -1,7 +1,9 @@
 """Networks to disk and back, and every way a checkpoint can be wrong."""
 
+import configparser
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,12 +11,19 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, Offl
 from safetensors.torch import load_file, save_file
 
 from splitshuffle_gan import __version__
-from splitshuffle_gan.checkpoint import find_checkpoint, load_strictly
+from splitshuffle_gan.checkpoint import (
+    find_checkpoint,
+    load_strictly,
+    shipped,
+    shipped_checkpoints,
+    shipped_generators,
+)
 from splitshuffle_gan.config import DiscriminatorConfig, GeneratorConfig
 from splitshuffle_gan.errors import UserError
 from splitshuffle_gan.models.discriminator import Discriminator
 from splitshuffle_gan.models.generator import Generator
 
+REPOSITORY = Path(__file__).resolve().parent.parent
 TINY = {"rank": 3, "shape": (8, 8, 8), "channels": (4, 4)}
 GEOMETRY = {
     "spacing": [3.0, 1.0, 1.0],
@@ -363,3 +372,82 @@ def test_a_folder_without_the_network_is_named(tmp_path):
     touch_checkpoint(tmp_path / "generator")
     with pytest.raises(UserError, match=f"{tmp_path}: no discriminator here"):
         find_checkpoint(tmp_path, "discriminator")
+
+
+# Checkpoints that ship ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shelf(tmp_path, monkeypatch):
+    """An empty `checkpoints/` beside the package, and no other."""
+    monkeypatch.setattr("splitshuffle_gan.checkpoint.__file__", str(tmp_path / "repo" / "splitshuffle_gan" / "c.py"))
+    monkeypatch.setattr("sysconfig.get_path", lambda name, scheme: str(tmp_path / "prefix"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "repo" / "checkpoints"
+
+
+def test_a_generator_that_ships_is_found_by_name(generator, shelf):
+    generator.save_pretrained(shelf / "tiny-mr")
+    assert find_checkpoint("tiny-mr", "generator") == str(shelf / "tiny-mr")
+    assert_same(Generator.from_pretrained("tiny-mr"), generator)
+
+
+def test_a_wheel_puts_them_into_its_data_folder(generator, shelf, tmp_path):
+    generator.save_pretrained(tmp_path / "prefix" / "share" / "splitshuffle_gan" / "checkpoints" / "tiny-mr")
+    assert_same(Generator.from_pretrained("tiny-mr"), generator)
+    assert [folder.name for folder in shipped_generators()] == ["tiny-mr"]
+
+
+def test_a_local_folder_of_that_name_wins(generator, shelf):
+    generator.save_pretrained(shelf / "tiny-mr")
+    with torch.no_grad():
+        generator.constant += 1
+    generator.save_pretrained("tiny-mr")
+    assert_same(Generator.from_pretrained("tiny-mr"), generator)
+
+
+def test_an_unknown_name_lists_the_generators_that_ship(generator, shelf):
+    with pytest.raises(UserError, match=r"tinny: no such folder; .*or a hub id OWNER/NAME\.$"):
+        Generator.from_pretrained("tinny")
+    for name in ("tiny-mr", "tiny-ct"):
+        generator.save_pretrained(shelf / name)
+    Discriminator(DiscriminatorConfig(**TINY)).save_pretrained(shelf / "judge")
+    touch_checkpoint(shelf / "broken")
+    with pytest.raises(UserError, match=r"tinny: no such folder; .*or what ships: tiny-ct, tiny-mr\.$"):
+        Generator.from_pretrained("tinny")
+    assert [folder.name for folder in shipped_checkpoints()] == ["broken", "judge", "tiny-ct", "tiny-mr"]
+
+
+@pytest.mark.parametrize("name", ["../checkpoints/tiny-mr", "checkpoints/tiny-mr", "/tiny-mr", "tiny-mr/", ".", ".."])
+def test_a_path_is_no_name_of_what_ships(generator, shelf, name):
+    generator.save_pretrained(shelf / "tiny-mr")
+    assert shipped(name) is None
+
+
+def test_a_path_object_must_be_a_folder(generator, shelf):
+    generator.save_pretrained(shelf / "tiny-mr")
+    with pytest.raises(UserError, match="tiny-mr: no such folder"):
+        find_checkpoint(Path("tiny-mr"), "generator")
+
+
+def test_setup_cfg_installs_every_file_of_every_checkpoint():
+    setup = configparser.ConfigParser()
+    setup.read(REPOSITORY / "setup.cfg")
+    listed = {target: set(patterns.split()) for target, patterns in setup["options.data_files"].items()}
+    folders = [path for path in (REPOSITORY / "checkpoints").iterdir() if path.is_dir()]
+    assert set(listed) == {f"share/splitshuffle_gan/checkpoints/{folder.name}" for folder in folders}
+    for folder in folders:
+        patterns = listed[f"share/splitshuffle_gan/checkpoints/{folder.name}"]
+        matched = {path for pattern in patterns for path in REPOSITORY.glob(pattern)}
+        assert matched == set(folder.iterdir())
+
+
+def test_the_readme_of_checkpoints_links_every_card():
+    text = (REPOSITORY / "checkpoints" / "README.md").read_text()
+    cards = sorted((REPOSITORY / "checkpoints").glob("*/README.md"))
+    assert cards and all(f"[{card.parent.name}]({card.parent.name}/README.md)" in text for card in cards)
+
+
+def test_what_ships_is_small():
+    files = [path for path in (REPOSITORY / "checkpoints").rglob("*") if path.is_file()]
+    assert files and max(path.stat().st_size for path in files) <= 16 * 2**20

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from splitshuffle_gan.errors import UserError
-from splitshuffle_gan.montage import BACKGROUND, save_montage
+from splitshuffle_gan.montage import BACKGROUND, GUTTER, HEADING, MARGIN, save_beside, save_montage
 from splitshuffle_gan.volume import PLANES
 
 
@@ -131,3 +131,35 @@ def test_bad_input_is_named(tmp_path, volumes, options, message):
     with pytest.raises(UserError, match=message):
         save_montage(volumes, tmp_path / "m.png", **options)
     assert not list(tmp_path.iterdir())
+
+
+def test_two_sets_stand_side_by_side_and_alike(tmp_path):
+    dark, bright = np.full((3, 8, 12, 8), -0.5), np.full((4, 8, 12, 8), 0.5)
+    picture = pixels(save_beside(dark, bright, tmp_path / "m.png", ("made", "real")))
+    half = (picture.shape[1] - GUTTER) // 2
+    left, right = picture[HEADING:, :half], picture[HEADING:, half + GUTTER :]
+    assert left.shape == right.shape and picture.shape[1] < 1600 + 8 * MARGIN
+    grey = [round((value + 1) / 2 * 255) for value in (-0.5, 0.5)]
+    counts = [[np.count_nonzero((side == value).all(2)) for value in grey] for side in (left, right)]
+    (few, none), (nothing, many) = counts
+    assert none == nothing == 0 and 3 * many == 4 * few > 0
+    tops = [np.flatnonzero((side == value).all(2).any(1))[0] for side, value in ((left, grey[0]), (right, grey[1]))]
+    assert tops[0] == tops[1]
+    headings = picture[:HEADING]
+    assert (headings[:, :half] != BACKGROUND).any() and (headings[:, half:] != BACKGROUND).any()
+
+
+@pytest.mark.parametrize("plane", PLANES)
+def test_beside_each_other_volumes_are_seen_from_where_a_montage_sees_them(tmp_path, plane):
+    volume = np.random.default_rng(0).uniform(-1, 1, (16, 20, 24)).transpose(PLANES[plane])
+    alone = boxes(save_montage([volume], tmp_path / "a.png", plane=plane))
+    headless = pixels(save_beside([volume], [volume], tmp_path / "b.png", ("", ""), plane=plane, columns=1))
+    shown = Image.fromarray(headless[:, : headless.shape[1] // 2])
+    shown.save(tmp_path / "c.png")
+    assert [view.shape for view in boxes(tmp_path / "c.png")] == [view.shape for view in alone]
+    assert all(np.array_equal(a, b) for a, b in zip(boxes(tmp_path / "c.png"), alone, strict=True))
+
+
+def test_one_side_alone_is_no_comparison(tmp_path):
+    with pytest.raises(UserError, match="montage of 0 beside 2 volumes: give at least one on each side"):
+        save_beside([], np.zeros((2, 4, 4, 4)), tmp_path / "m.png", ("made", "real"))

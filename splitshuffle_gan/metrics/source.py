@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from accelerate import PartialState
 
-from splitshuffle_gan.checkpoint import find_checkpoint
+from splitshuffle_gan.checkpoint import find_checkpoint, shipped
 from splitshuffle_gan.data.dataset import open_dataset
 from splitshuffle_gan.data.readers.nifti import is_nifti, nifti_scans
 from splitshuffle_gan.data.readers.scan import Scan
@@ -67,8 +67,8 @@ def open_volumes(
 ) -> VolumeSet:
     """A prepared dataset, a scan or a folder of scans in any format that is read, or a generator.
 
-    A generator is a checkpoint, a run or a hub id, of which `count` (100) volumes are drawn; seed s draws those of the
-    seeds from s * 1,000,000 on.
+    A generator is a checkpoint, a run, the name of one that ships or a hub id, of which `count` (100) volumes are
+    drawn; seed s draws those of the seeds from s * 1,000,000 on.
     A folder with `images/` beside `labels/` (phantoms, for one) counts as its images. `frame`: plane and intensity
     rule for scans without a record of their own; by default axial and percentiles 0.5 and 99.5.
     Raises UserError naming the path and what is wrong.
@@ -82,9 +82,9 @@ def open_volumes(
         return _from_scans(folder / "images", frame or ("axial", IntensityRule()))
     if folder.is_file() or folder.is_dir() and not _is_checkpoint(folder):
         return _from_scans(folder, frame or ("axial", IntensityRule()))
-    if not folder.exists() and (isinstance(path, Path) or path.count("/") != 1):
-        wanted = "a prepared dataset, scans, or a generator (a checkpoint, a run or a hub id OWNER/NAME)"
-        raise UserError(f"{path}: no such file or folder; {wanted} is wanted")
+    if not folder.exists() and (isinstance(path, Path) or path.count("/") != 1 and shipped(path) is None):
+        generator = "a checkpoint, a run, a name that `splitshuffle models` lists or a hub id OWNER/NAME"
+        raise UserError(f"{path}: no such file or folder; wanted a prepared dataset, scans, or {generator}")
     return _from_checkpoint(path, count or 100, truncation_psi, seed)
 
 

@@ -214,6 +214,19 @@ def test_a_checkpoint_draws_what_sampling_draws(generator, tiny_dataset):
     assert few.details == {"checkpoint": str(folder), "truncation_psi": 0.5, "seeds": [3_000_000, 3_000_001]}
 
 
+def test_a_generator_that_ships_is_opened_by_its_name(generator, tiny_dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr("splitshuffle_gan.checkpoint.__file__", str(tmp_path / "package" / "checkpoint.py"))
+    monkeypatch.chdir(tmp_path)
+    folder = generator("checkpoints/tiny-mr")
+    made, real = open_pair("tiny-mr", tiny_dataset)
+    assert (made.name, made.kind, len(made)) == ("tiny-mr", "checkpoint", 6)
+    np.testing.assert_array_equal(made.array(), drawn(folder, range(6)))
+    with pytest.raises(UserError, match="tiny: no such file or folder; .* a name that `splitshuffle models` lists"):
+        open_pair("tiny", tiny_dataset)
+    with pytest.raises(UserError, match="tiny-mr: no such file or folder"):
+        open_volumes(Path("tiny-mr"))
+
+
 @pytest.mark.parametrize("truncation_psi", [np.nan, np.inf])
 def test_a_truncation_that_is_not_finite_is_refused(generator, tiny_dataset, truncation_psi):
     with pytest.raises(UserError, match="truncation_psi: found .*, a finite number is wanted"):
