@@ -115,7 +115,7 @@ def _record(run: Run) -> None:
         "in_3d": {"steps": run.steps.in_3d, "every": run.steps.every, **run.training_3d.described},
     }  # fmt: skip
     path = run.folder / "options.json"
-    if path.is_file():
+    if path.is_file() and (run.folder / "run").exists():  # what was not begun may change
         old, new = (dict(leaves(json.loads(json.dumps(x)))) for x in (json.loads(path.read_text()), parts))
         for field in sorted({**old, **new}):
             if old.get(field) != new.get(field):
