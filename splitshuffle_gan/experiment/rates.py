@@ -7,9 +7,11 @@ from pathlib import Path
 from splitshuffle_gan.errors import UserError
 from splitshuffle_gan.experiment.plan import SET_BY_RUNNER, Plan, train_config
 from splitshuffle_gan.training.loop import plain
+from splitshuffle_gan.training.options import TrainConfig
 
 # Options that do not change how long a step takes. Any other is taken to.
-SAME_SPEED = {"g_lr", "d_lr", "r1_gamma", "ema_kimg", "ema_rampup", "augment_kimg", "workers", "lr", "warmup"}
+SAME_SPEED = {"g_lr", "d_lr", "g_warmup_kimg", "r1_gamma", "ema_kimg", "ema_rampup", "augment_kimg", "workers"}
+SAME_SPEED |= {"lr", "warmup"}
 
 
 def described(plan: Plan, name: str, rank: int) -> dict:
@@ -22,16 +24,36 @@ def described(plan: Plan, name: str, rank: int) -> dict:
     return {"model": arm.model, "rank": rank, "options": options}
 
 
+def significant(training: dict) -> dict:
+    """The training without options that have their default: what a later release adds does not make it another one."""
+    if training["model"] == "diffusion":
+        from splitshuffle_gan.experiment.diffusion import DiffusionConfig as Config
+    else:
+        Config = TrainConfig
+    return training | {"options": _differing(training["options"], plain(Config(data=Path(), out=Path())))}
+
+
+def _differing(options: dict, defaults: dict) -> dict:
+    found = {}
+    for key, value in options.items():
+        default = defaults.get(key)
+        if isinstance(value, dict) and isinstance(default, dict):
+            value, default = _differing(value, default), {}
+        if value != default:
+            found[key] = value
+    return found
+
+
 def speed_key(training: dict) -> str:
     """A short hash of what decides how long a step takes."""
     options = {key: value for key, value in training["options"].items() if key not in SAME_SPEED}
     if training["model"] == "gan":
-        options |= {"augment_target": options["augment_target"] > 0, "pl_weight": options["pl_weight"] > 0}
+        options |= {name: float(options[name] > 0) for name in ("augment_target", "pl_weight")}
         if not options["augment_target"]:
             options.pop("augment")
         if training["rank"] == 2:
             options["network"] = {k: v for k, v in options["network"].items() if k != "depth_upsample"}
-    text = json.dumps({**training, "options": options}, sort_keys=True)
+    text = json.dumps(significant({**training, "options": options}), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

@@ -18,7 +18,7 @@ from splitshuffle_gan.experiment.data import split_for
 from splitshuffle_gan.experiment.evaluate import Evaluation, Snapshot
 from splitshuffle_gan.experiment.plan import Plan
 from splitshuffle_gan.experiment.process import FAILURE, start
-from splitshuffle_gan.experiment.rates import described, speed_key
+from splitshuffle_gan.experiment.rates import described, significant, speed_key
 from splitshuffle_gan.experiment.results import RESULTS, evaluations, read
 from splitshuffle_gan.experiment.work import Training, is_done, read_done
 from splitshuffle_gan.metrics.card import leaves
@@ -89,7 +89,7 @@ def make_run(plan: Plan, arm: str, seed: int, data: Path, out: Path, rates: dict
         raise UserError(f"arms.{arm}.{error}") from error
     training_2d = None
     if in_2d is not None:
-        marks = json.dumps([in_2d, steps.in_2d, trained_on], sort_keys=True)
+        marks = json.dumps([significant(in_2d), steps.in_2d, trained_on], sort_keys=True)
         short = hashlib.sha256(marks.encode()).hexdigest()[:10]
         folder = out / "runs" / f"2d-{short}-seed{seed}"
         training_2d = Training(folder, in_2d, train_set, steps.in_2d, steps.in_2d, seed)
@@ -116,16 +116,24 @@ def _record(run: Run) -> None:
     }  # fmt: skip
     path = run.folder / "options.json"
     if path.is_file() and (run.folder / "run").exists():  # what was not begun may change
-        old, new = (dict(leaves(json.loads(json.dumps(x)))) for x in (json.loads(path.read_text()), parts))
+        both = json.loads(path.read_text()), json.loads(json.dumps(parts))
+        old, new = map(_significant, both)
+        was, now = (dict(leaves(part)) for part in both)
         for field in sorted({**old, **new}):
             if old.get(field) != new.get(field):
                 raise UserError(
-                    f"arms.{run.arm}: {run.folder} was begun with {field} {old.get(field)!r}, now it is "
-                    f"{new.get(field)!r}; give the arm another name, or the experiment another --out"
+                    f"arms.{run.arm}: {run.folder} was begun with {field} {was.get(field)!r}, now it is "
+                    f"{now.get(field)!r}; give the arm another name, or the experiment another --out"
                 )
         return
     run.folder.mkdir(parents=True, exist_ok=True)
     write_json(path, parts)
+
+
+def _significant(parts: dict) -> dict:
+    """Field by field, what a run is made of, without options that have their default."""
+    parts = {key: significant(part) if key in ("in_2d", "in_3d") and part else part for key, part in parts.items()}
+    return dict(leaves(parts))
 
 
 def stages_of(run: Run, evaluate: Callable[[Run], Evaluation]) -> list[Stage]:

@@ -58,6 +58,8 @@ class TrainConfig:
         micro_batch: images per process and forward pass; smaller than the share accumulates gradients. Default: all.
         g_lr: learning rate of the generator.
         d_lr: learning rate of the discriminator.
+        g_warmup_kimg: the generator's learning rate rises from 0 over so many thousand images, while the discriminator
+            of an inflated pair, which has never seen a volume, learns what one is.
         r1_gamma: weight of the R1 penalty; default 0.0002 voxels / batch.
         r1_interval: steps between R1 penalties.
         pl_weight: weight of path length regularisation, every 4 steps; 0 is off.
@@ -88,6 +90,7 @@ class TrainConfig:
     micro_batch: int | None = None
     g_lr: float = 0.002
     d_lr: float = 0.002
+    g_warmup_kimg: float = 0.0
     r1_gamma: float | None = None
     r1_interval: int = 16
     pl_weight: float = 0.0
@@ -121,7 +124,7 @@ class TrainConfig:
         for name in ("minutes", "micro_batch"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise UserError(f"{name}: found {getattr(self, name)}, must be positive or left out")
-        for name in ("pl_weight", "ema_rampup", "augment_target", "workers", "seed"):
+        for name in ("g_warmup_kimg", "pl_weight", "ema_rampup", "augment_target", "workers", "seed"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name}: found {getattr(self, name)}, must not be negative")
         if self.resume and self.overwrite:

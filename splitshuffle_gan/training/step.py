@@ -31,6 +31,11 @@ def lazy_adam(model: nn.Module, lr: float, interval: int | None) -> torch.optim.
     return torch.optim.Adam(model.parameters(), lr=lr * ratio, betas=(0.0, 0.99**ratio), eps=1e-8, fused=True)
 
 
+def warmup(seen: int, kimg: float) -> float:
+    """Factor of a learning rate after `seen` images: linear from 0 to 1 over `kimg` thousand, then 1."""
+    return min(1.0, seen / (kimg * 1000)) if kimg else 1.0
+
+
 def share_of(batch_size: int, accelerator: Accelerator) -> slice:
     """The rows of the global batch that this process takes."""
     if batch_size % accelerator.num_processes:
@@ -63,6 +68,7 @@ class Trainer:
         for network in (self.G, self.D):
             network.checkpoint_above = config.checkpoint_above
         self.g_optimizer = lazy_adam(self.G, config.g_lr, PL_INTERVAL if config.pl_weight else None)
+        self.g_lr = self.g_optimizer.param_groups[0]["lr"]
         self.d_optimizer = lazy_adam(self.D, config.d_lr, config.r1_interval)
         self.share = share_of(config.batch_size, accelerator)
         size = self.share.stop - self.share.start
@@ -137,6 +143,8 @@ class Trainer:
             mean = self.accelerator.reduce(torch.cat(lengths).detach().mean(), reduction="mean")
             self.pl_mean = self.pl_mean.lerp(mean, PL_DECAY)
         self.D.requires_grad_(True)
+        for group in self.g_optimizer.param_groups:
+            group["lr"] = self.g_lr * warmup(self.seen, self.config.g_warmup_kimg)
         self._optimise(self.G, self.g_optimizer)
         return stats
 

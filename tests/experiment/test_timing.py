@@ -9,7 +9,7 @@ import torch
 from splitshuffle_gan.errors import UserError
 from splitshuffle_gan.experiment import timing
 from splitshuffle_gan.experiment.plan import parse_plan
-from splitshuffle_gan.experiment.rates import described, read_rates, speed_key
+from splitshuffle_gan.experiment.rates import described, read_rates, significant, speed_key
 from splitshuffle_gan.experiment.timing import TimedStep, computing, time_steps
 
 NETWORK = {"channels": [8, 8, 8], "z_dim": 8, "w_dim": 8, "mapping_layers": 2}
@@ -35,6 +35,13 @@ def test_what_does_not_change_the_speed_is_not_timed_again():
     assert key({"network": {"conv": "plain"}}) != base
     assert key({}, 2) != base
     assert key({"model": "diffusion", "train3d": {"channels": [8]}}) != base
+
+
+def test_an_option_of_a_later_release_at_its_default_changes_nothing():
+    training = described(plan(), "base", 3)
+    older = {**training, "options": {k: v for k, v in training["options"].items() if k != "checkpoint_above"}}
+    assert speed_key(older) == speed_key(training)
+    assert significant(training)["options"] == {"batch_size": 4, "mixed_precision": "no", "network": NETWORK}
 
 
 def test_inflation_to_linear_growth_counts_in_3d_only():

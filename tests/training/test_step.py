@@ -126,6 +126,22 @@ def test_each_network_lowers_its_own_loss(tiny_config):
     assert losses[-1]["loss_g"] < 0.7 * losses[0]["loss_g"]
 
 
+def test_the_generator_waits_until_the_discriminator_has_warmed_up(tiny_config):
+    """Adam's first steps are as long as the learning rate, which is 0, then half, then all of it."""
+    trainer, batch = make_trainer(tiny_config(batch_size=4, g_warmup_kimg=0.008, g_lr=1e-3))
+    moved = []
+    for _ in range(3):
+        before = weights(trainer.G), weights(trainer.D)
+        trainer.train_step(batch)
+        after = weights(trainer.G), weights(trainer.D)
+        moved.append([(a - b).abs().max().item() for a, b in zip(after, before, strict=True)])
+    assert moved[0][0] == 0 and moved[0][1] > 1e-3
+    assert moved[1][0] == pytest.approx(5e-4, rel=0.5) and moved[2][0] > moved[1][0]
+    resumed, _ = make_trainer(tiny_config(batch_size=4, g_warmup_kimg=0.008, g_lr=1e-3))
+    resumed.load_state_dict(trainer.state_dict())
+    assert resumed.g_lr == trainer.g_lr
+
+
 def test_r1_comes_at_its_interval_only_and_path_lengths_at_theirs(tiny_config):
     trainer, batch = make_trainer(tiny_config(r1_interval=3, pl_weight=2.0))
     names = [trainer.train_step(batch).keys() for _ in range(9)]
