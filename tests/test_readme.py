@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -92,3 +93,11 @@ def test_every_command_and_every_flag_is_known(parse, name, arguments):
     flags = {word.split("=")[0] for word in arguments if word.startswith("--")} - {"--help"}
     assert flags <= known
     assert parse(name, *(word for word in arguments if word != "..."))[0] == 0
+
+
+def test_results_are_those_of_the_json_files():
+    """`evaluate/readme_results.py` was run after the last experiment and the last model."""
+    done = subprocess.run(
+        [sys.executable, REPOSITORY / "evaluate" / "readme_results.py", "--check"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
