@@ -14,9 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from splitshuffle_gan import __version__, cli, commands
+from splitshuffle_gan import __version__, cli
 from splitshuffle_gan.data.dataset import open_dataset
 from splitshuffle_gan.errors import UserError
+from splitshuffle_gan.options import QuickstartOptions, parse_seeds
 from splitshuffle_gan.presets import preset_names
 from splitshuffle_gan.training.augment import AugmentConfig
 from splitshuffle_gan.training.options import NetworkOptions, TrainConfig
@@ -60,17 +61,17 @@ def test_seeds_are_read_in_their_order(ranges):
     expected = [seed for first, more in ranges for seed in range(first, first + more + 1)]
     text = ",".join(f"{first}-{first + more}" if more else f"{first}" for first, more in ranges)
     if len(set(expected)) == len(expected):
-        assert commands.parse_seeds(text) == tuple(expected)
+        assert parse_seeds(text) == tuple(expected)
     else:
         with pytest.raises(UserError, match="twice"):
-            commands.parse_seeds(text)
+            parse_seeds(text)
 
 
 @settings(deadline=None)
 @given(st.text(st.sampled_from("0123456789-, ²½٣x.+") | st.characters(), max_size=6))
 def test_any_text_is_seeds_or_a_clear_error(text):
     try:
-        seeds = commands.parse_seeds(text)
+        seeds = parse_seeds(text)
     except UserError as error:
         assert repr(text) in str(error)
     else:
@@ -80,11 +81,11 @@ def test_any_text_is_seeds_or_a_clear_error(text):
 @pytest.mark.parametrize("text", ["", ",", "3,", "-3", "3-", "5-4", "1.5", "a", "1--2", "0x3", "²", "1-2-3"])
 def test_what_is_no_list_of_seeds(text):
     with pytest.raises(UserError, match="wanted numbers and ranges such as 0-15"):
-        commands.parse_seeds(text)
+        parse_seeds(text)
 
 
 def test_spaces_around_seeds_are_allowed():
-    assert commands.parse_seeds(" 3, 7 ,20-22") == (3, 7, 20, 21, 22)
+    assert parse_seeds(" 3, 7 ,20-22") == (3, 7, 20, 21, 22)
 
 
 # Options
@@ -100,7 +101,7 @@ def test_a_preset_gives_defaults_that_options_replace(parse):
         ema_kimg=5,
         snapshot_kimg=20,
         augment_kimg=100,
-        r1_gamma=1.0,
+        r1_gamma=2.0,
         network=NetworkOptions(channels=(128, 128, 64, 32)),
     )
     line = "train2d --kimg 7 --preset=hippocampus --network.channels 8 8 8 8 --augment.flip-lr --data d --out o"
@@ -157,7 +158,7 @@ def test_init(parse):
 
 
 def test_train3d_without_data_is_the_quickstart(parse):
-    assert parse("train3d") == commands.QuickstartOptions(out=Path("runs/quickstart"), seed=0, overwrite=False)
+    assert parse("train3d") == QuickstartOptions(out=Path("runs/quickstart"), seed=0, overwrite=False)
     assert parse("train3d --out o --seed 3").out == Path("o")
     assert isinstance(parse("train3d --data=d --out o"), TrainConfig)
 
@@ -187,7 +188,23 @@ def test_help_of_every_command(run, command):
     outcome = run(command, "--help")
     assert (outcome.code, outcome.err) == (0, "")
     assert outcome.out.startswith(f"usage: splitshuffle {command}")
-    assert ("--to" if command == "fetch" else "--out") in outcome.out
+    assert {"fetch": "--to", "models": "List the trained networks"}.get(command, "--out") in outcome.out
+
+
+def test_help_of_light_commands_needs_no_torch():
+    light = [name for name, command in cli.COMMANDS.items() if isinstance(command.options, type)]
+    assert {"phantom", "prepare", "inflate", "sample"} <= set(light)
+    lines = [
+        "import sys",
+        "from splitshuffle_gan import cli",
+        f"for words in [], *([name, '--help'] for name in {light}):",
+        "    sys.argv = ['splitshuffle', *words]",
+        "    try: cli.main()",
+        "    except SystemExit: pass",
+        "print('torch' in sys.modules)",
+    ]
+    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, timeout=120)
+    assert done.stdout.endswith("False\n"), done.stderr
 
 
 @pytest.mark.parametrize("script,command", SCRIPTS.items())
@@ -212,7 +229,7 @@ def test_scripts_are_the_commands(monkeypatch, capsys, script, command):
         ("prepare scans", "--out"),
         ("train2d --out o", "--data"),
         ("inflate --out o", "a 2D run"),
-        ("sample --out o", "a generator's folder"),
+        ("sample --out o", "a generator that ships"),
         ("sample ckpt --out o --seed 3", "--seed"),
         ("inflate run --out o --method centre", "centre"),
         ("prepare scans --out o --shape 8 8", "--shape"),
