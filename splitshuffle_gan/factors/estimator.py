@@ -48,7 +48,7 @@ class Estimator(nn.Module, Pretrained):
 
     MONAI's U-Net gives each voxel a probability for every class. Their sums are the volumes that are to be expected, so
     a border that cannot be seen is not drawn somewhere: each of its voxels counts in part. That needs probabilities
-    that are true, hence training by cross entropy alone (`training`).
+    that are true, hence training by cross entropy (`training`).
     """
 
     config_class = EstimatorConfig
@@ -67,14 +67,10 @@ class Estimator(nn.Module, Pretrained):
         self.head = nn.Sequential(fine, nn.LeakyReLU(), nn.Conv3d(width, classes, 1))
 
     @torch.no_grad()
-    def expect(self, voxels: np.ndarray) -> None:
-        """Start from how many voxels each class has, `[classes]`.
-
-        A plaque is one voxel in a hundred thousand. From equal shares the network needs most of its training to learn
-        that alone, and until then calcium is everywhere.
-        """
-        shares = torch.as_tensor(np.maximum(voxels, 1) / np.maximum(voxels, 1).sum())
-        self.head[-1].bias.copy_(shares.log())
+    def shift(self, logits: np.ndarray, fresh: bool = False) -> None:
+        """Add to the logits of each class, `[classes]`, for good; `fresh`: these are what it starts from."""
+        bias = self.head[-1].bias
+        bias.copy_(torch.as_tensor(logits) + (0 if fresh else bias.cpu()))
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits `[N, classes, D, H, W]`."""

@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
@@ -22,6 +23,7 @@ from splitshuffle_gan.factors.estimator import Estimator, EstimatorConfig
 from splitshuffle_gan.output import refuse_existing, whole_folder, write_json
 
 RECORD = "training.json"
+BALANCE = 0.5  # power of a class's share by which it counts less: 0 by its voxels, 1 as any other
 SHOW_EVERY = 20  # steps
 LEAST_VALIDATION = 3  # volumes, for an R^2
 
@@ -47,7 +49,7 @@ class TrainFactorsConfig:
     out: Path
     anatomy: Literal["heart", "brain", "labels"] = "heart"
     held_out: int = 60
-    steps: int = 1500
+    steps: int = 2000
     batch_size: int = 2
     learning_rate: float = 3e-3
     precision: str = "auto"
@@ -161,11 +163,40 @@ def _factors(anatomy: str, dataset: PreparedDataset) -> dict[str, Factor]:
     return factors
 
 
-def _fit(estimator: Estimator, dataset: PreparedDataset, rows: list[int], config: TrainFactorsConfig, accelerator):
-    """Cross entropy on whole volumes; the last loss that was looked at."""
+def _fit(
+    estimator: Estimator,
+    dataset: PreparedDataset,
+    rows: list[int],
+    config: TrainFactorsConfig,
+    accelerator: Accelerator,
+) -> float:
+    """Train on whole volumes and return the last loss that was looked at.
+
+    A plaque is one voxel in a hundred thousand: in a plain cross entropy nothing but big organs would count, and from
+    equal shares the network would need long to learn that plaques are rare. So the classes are weighted, and it starts
+    from their weighted shares. By weights w it learns probabilities in proportion to w p, so in the end log w is taken
+    off the logits, which leaves p.
+    """
     table, members = classes_of(estimator.config.factors)
-    estimator.expect(sum(np.bincount(table[dataset.labels[row]].ravel(), minlength=len(members)) for row in rows))
-    table = torch.from_numpy(table)
+    voxels = sum(np.bincount(table[dataset.labels[row]].ravel(), minlength=len(members)) for row in rows)
+    shares = np.maximum(voxels, 1) / np.maximum(voxels, 1).sum()
+    weights = shares**-BALANCE
+    estimator.shift(np.log(shares * weights), fresh=True)
+    loss = _steps(estimator, dataset, rows, config, accelerator, torch.from_numpy(table), weights)
+    estimator.shift(-np.log(weights))
+    return loss
+
+
+def _steps(
+    estimator: Estimator,
+    dataset: PreparedDataset,
+    rows: list[int],
+    config: TrainFactorsConfig,
+    accelerator: Accelerator,
+    table: Tensor,
+    weights: np.ndarray,
+) -> float:
+    weight = torch.as_tensor(weights, dtype=torch.float32, device=accelerator.device)
     rng = np.random.default_rng(config.seed)
     optimizer = torch.optim.AdamW(estimator.parameters(), config.learning_rate, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.learning_rate, config.steps, pct_start=0.2)
@@ -176,7 +207,7 @@ def _fit(estimator: Estimator, dataset: PreparedDataset, rows: list[int], config
         images, classes = _batch(dataset, np.sort(rng.choice(rows, min(config.batch_size, len(rows)), False)), table)
         with accelerator.autocast():
             logits = estimator(images.to(accelerator.device))
-        loss = F.cross_entropy(logits.float(), classes.to(accelerator.device))
+        loss = F.cross_entropy(logits.float(), classes.to(accelerator.device), weight)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(estimator.parameters(), 5.0)

@@ -17,17 +17,32 @@ def write_balls(folder: Path, count: int, seed: int) -> Path:
     rng = np.random.default_rng(seed)
     x, y, z = np.meshgrid(*[np.arange(side) - (side - 1) / 2 for side in SHAPE[::-1]], indexing="ij")
     radius = np.sqrt(x**2 + y**2 + (2 * z) ** 2)
-    for name in ("images", "labels"):
-        (folder / name).mkdir(parents=True)
-    affine = np.diag([*SPACING[::-1], 1.0])
-    for number in range(count):
+    pairs = []
+    for _ in range(count):
         outer = rng.uniform(3.5, 7.5)
         label = (radius < outer).astype(np.uint8) + (radius < outer * rng.uniform(0.4, 0.8))
-        image = np.array([-200, 100, 300])[label] + rng.normal(0, 20, label.shape)
-        nib.save(nib.Nifti1Image(image.astype(np.float32), affine), folder / "images" / f"{seed}-{number}.nii.gz")
-        nib.save(nib.Nifti1Image(label, affine), folder / "labels" / f"{seed}-{number}.nii.gz")
+        pairs.append((np.array([-200, 100, 300])[label] + rng.normal(0, 20, label.shape), label))
+    return write_dataset(folder, pairs, str(seed))
+
+
+def write_dataset(folder: Path, pairs: list[tuple[np.ndarray, np.ndarray]], name: str = "scan") -> Path:
+    """A prepared dataset of images in HU and labels, both (x, y, z)."""
+    affine = np.diag([*SPACING[::-1], 1.0])
+    for part, dtype, arrays in zip(("images", "labels"), (np.float32, np.uint8), zip(*pairs, strict=True), strict=True):
+        (folder / part).mkdir(parents=True)
+        for number, array in enumerate(arrays):
+            nib.save(nib.Nifti1Image(array.astype(dtype), affine), folder / part / f"{name}-{number}.nii.gz")
     return prepare(PrepareConfig(folder / "images", folder / "dataset", SHAPE, window=(-250, 650), workers=1,
                                  labels=folder / "labels"))  # fmt: skip
+
+
+@pytest.fixture
+def labelled_noise(tmp_path) -> Path:
+    """A dataset in which one voxel of 50 has label 1, whatever it looks like."""
+    rng = np.random.default_rng(0)
+    shape = SHAPE[::-1]
+    pairs = [(rng.normal(100, 50, shape), (rng.random(shape) < 0.02).astype(np.uint8)) for _ in range(12)]
+    return write_dataset(tmp_path / "noise", pairs)
 
 
 @pytest.fixture(scope="session")

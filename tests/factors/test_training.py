@@ -59,6 +59,13 @@ def test_an_estimator_learns_tells_its_error_and_sees_which_half_is_missing(ball
     assert not run_factors(other)["factors"]["label 2"]["above_floor"]
 
 
+def test_what_cannot_be_seen_is_expected_as_often_as_it_was_there(labelled_noise, tmp_path, cpu):
+    brief = {"held_out": 4, "steps": 30, "batch_size": 4, "learning_rate": 3e-4}  # longer, it learns them by heart
+    config = train_config(labelled_noise, tmp_path / "estimator", **brief)
+    row = json.loads((train_factors(config) / "training.json").read_text())["error"]["label 1"]
+    assert abs(row["bias"]) < 0.25 * 0.02 * 2048 * 2 / 1000
+
+
 def test_estimates_are_expected_counts_on_any_grid(tmp_path):
     torch.manual_seed(0)
     estimator = Estimator(EstimatorConfig(factors=FACTORS, channels=(4, 4, 4, 4)), GEOMETRY).eval()
@@ -73,13 +80,14 @@ def test_estimates_are_expected_counts_on_any_grid(tmp_path):
     assert again.config == estimator.config and again.estimate(images) == pytest.approx(found)
 
 
-def test_a_fresh_estimator_expects_what_it_was_told():
+def test_logits_are_shifted_for_good_and_the_smallest_volumes_do():
     estimator = Estimator(EstimatorConfig(factors=FACTORS, channels=(4, 4, 4, 4)), GEOMETRY).eval()
-    estimator.head[-1].weight.data.zero_()
-    estimator.expect(np.array([9990, 10, 0]))
     smallest = torch.zeros(1, 1, 4, 5, 4)  # one voxel at the coarsest level, were it not for padding
-    shares = estimator(smallest).softmax(1)
-    assert shares[0, :, 0, 0, 0].tolist() == pytest.approx([0.999, 0.001, 1e-4], rel=2e-3)
+    estimator.head[-1].weight.data.zero_()
+    estimator.shift(np.log([0.2, 0.1, 0.7]), fresh=True)
+    estimator.shift(-np.log([2.0, 0.25, 1.0]))
+    shares = estimator(smallest).softmax(1)[0, :, 0, 0, 0]
+    assert shares.tolist() == pytest.approx([0.1 / 1.2, 0.4 / 1.2, 0.7 / 1.2])
 
 
 def test_errors_leave_out_volumes_in_which_the_factor_does_not_exist():
