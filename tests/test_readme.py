@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from splitshuffle_gan import cli
+from splitshuffle_gan.benchmark.networks import count_all_parameters
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 LAUNCHERS = {"accelerate", "python", "python3", "torchrun"}
@@ -101,3 +102,11 @@ def test_results_are_those_of_the_json_files():
         [sys.executable, REPOSITORY / "evaluate" / "readme_results.py", "--check"], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_parameters_are_those_of_the_presets():
+    text = (REPOSITORY / "README.md").read_text()
+    for row in (row for row in count_all_parameters() if row["conv"] == "split_shuffle"):
+        plain = round(row["parameters"] / row["of_plain"])
+        stated = f"| {row['preset']} | {plain:,} | {row['parameters']:,} | {row['of_plain']:.3f} |"
+        assert stated in text

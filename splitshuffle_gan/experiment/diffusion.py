@@ -27,7 +27,7 @@ from splitshuffle_gan.data.dataset import PreparedDataset, VolumeDataset, open_d
 from splitshuffle_gan.devices import make_accelerator, resolve_precision, use_all_cores, wants_cpu
 from splitshuffle_gan.errors import UserError
 from splitshuffle_gan.experiment.denoiser import SCHEDULE, TIMESTEPS, Denoiser, DenoiserConfig, ddim
-from splitshuffle_gan.metrics.source import VolumeSet, _rule_of_geometry, _training_data
+from splitshuffle_gan.metrics.source import VolumeSet, rule_of_geometry, training_data
 from splitshuffle_gan.output import refuse_existing, whole_folder, write_json
 from splitshuffle_gan.training.ema import ema_beta, ema_update
 from splitshuffle_gan.training.loop import RESUMABLE, STATUS_STEPS, plain
@@ -259,8 +259,8 @@ def volume_set(folder: str | Path, n: int, seed: int = 0) -> VolumeSet:
     geometry = denoiser.geometry
     volumes = cache(lambda: draw_volumes(found, n, seed))
     names = tuple(f"seed {seed}, volume {index}" for index in range(n))
-    details = {"checkpoint": str(found), "seed": seed} | _training_data(found)
+    details = {"checkpoint": str(found), "seed": seed} | training_data(found)
     return VolumeSet(
         str(folder), "checkpoint", denoiser.config.shape, tuple(geometry["spacing"]), geometry["plane"],
-        _rule_of_geometry(geometry), names, lambda index: volumes()[index], details,
+        rule_of_geometry(geometry), names, lambda index: volumes()[index], details,
     )  # fmt: skip

@@ -1,7 +1,6 @@
 """FID against minutes, an arm a colour: thin lines for seeds, a thick one for their mean, a band for the floor."""
 
 import io
-from itertools import cycle
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -31,7 +30,7 @@ def draw(axes: Axes, plan: Plan, found: dict) -> None:
     """Draw the curves of one set of real volumes: those of the main table's arms."""
     styles = [(colour, style) for style in STYLES for colour in COLOURS]
     # By the place in the plan, so that an arm keeps its colour whatever has results already.
-    look = dict(zip(plan.arms, cycle(styles), strict=False))
+    look = {arm: styles[place % len(styles)] for place, arm in enumerate(plan.arms)}
     floor = found["floor"].get(FID)
     for curve in found["curves"]:
         if plan.arms[curve["arm"]].group:

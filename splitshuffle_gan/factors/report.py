@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from splitshuffle_gan.metrics.report import markdown_table
 from splitshuffle_gan.output import whole_file
 
 COLOURS = {"real": "#0072B2", "generated": "#D55E00"}  # told apart by the colour-blind
@@ -15,18 +16,16 @@ COLUMNS, BINS = 3, 18
 
 def table(report: dict) -> str:
     """A row for each factor, as Markdown."""
-    lines = [
-        "| factor | real: median (quartiles) | generated | distance in real sd | floor | over floor | shift | spread "
-        "| KS p |",
-        "|" + "---|" * 9,
-    ]
+    header = ("factor", "real: median (quartiles)", "generated", "distance in real sd", "floor", "over floor", "shift",
+              "spread", "KS p")  # fmt: skip
+    rows = []
     for name, row in report["factors"].items():
         title = f"{name}, {row['unit']}"
         if "omitted" in row:
-            lines.append(f"| {title} | {row['omitted']} |" + " |" * 7)
+            rows.append([title, row["omitted"], *[""] * (len(header) - 2)])
             continue
         low, high = row["interval"]
-        cells = [
+        rows.append([
             title,
             _spread(row["real"]),
             _spread(row["generated"]),
@@ -36,9 +35,8 @@ def table(report: dict) -> str:
             f"{row['shift']:+.2f}",
             f"{row['spread']:.2f}",
             f"{row['ks_p']:.2g}",
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        ])  # fmt: skip
+    return "\n".join(markdown_table(header, rows))
 
 
 def render(report: dict) -> str:
@@ -77,12 +75,12 @@ def render(report: dict) -> str:
 
 def errors_table(errors: dict[str, dict]) -> list[str]:
     """What `training.errors` found, as Markdown lines."""
-    lines = ["| factor | n | mean absolute error | bias | sd | R² |", "|---|---|---|---|---|---|"]
+    rows = []
     for name, row in errors.items():
         numbers = [_number(row[key]) for key in ("mae", "bias", "sd")]
         r2 = "–" if row["r2"] is None else f"{row['r2']:.3f}"
-        lines.append(f"| {name}, {row['unit']} | {row['n']} | {' | '.join(numbers)} | {r2} |")
-    return lines
+        rows.append([f"{name}, {row['unit']}", row["n"], *numbers, r2])
+    return markdown_table(("factor", "n", "mean absolute error", "bias", "sd", "R²"), rows)
 
 
 def plot(report: dict, path: Path) -> Path:
@@ -92,7 +90,7 @@ def plot(report: dict, path: Path) -> Path:
     figure = Figure(figsize=(3.6 * COLUMNS, 2.5 * lines + 0.6), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(lines, COLUMNS, squeeze=False).ravel()
-    for column, (name, panel) in enumerate(zip(names, panels, strict=False)):
+    for column, (name, panel) in enumerate(zip(names, panels[: len(names)], strict=True)):
         sides = {side: np.array(report["values"][side])[:, column] for side in COLOURS}
         _draw(panel, name, report["factors"][name], sides)
     for panel in panels[len(names) :]:

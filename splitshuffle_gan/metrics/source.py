@@ -167,7 +167,7 @@ def _frame_of(path: str | Path) -> tuple[str, IntensityRule] | None:
         geometry = Generator.from_pretrained(find_checkpoint(path, "generator")).geometry
     else:
         return None
-    return (geometry["plane"], _rule_of_geometry(geometry)) if geometry else None
+    return (geometry["plane"], rule_of_geometry(geometry)) if geometry else None
 
 
 def _rule_of_manifest(intensity: dict) -> IntensityRule:
@@ -175,7 +175,8 @@ def _rule_of_manifest(intensity: dict) -> IntensityRule:
     return IntensityRule(intensity["mode"], *map(float, bounds))
 
 
-def _rule_of_geometry(geometry: dict) -> IntensityRule:
+def rule_of_geometry(geometry: dict) -> IntensityRule:
+    """How intensities became -1 and 1 in the set behind a generator's geometry; percents of percentiles by default."""
     intensity = geometry["intensity"]
     if intensity["kind"] == "percentiles":
         return IntensityRule()
@@ -198,7 +199,7 @@ def _record_of_samples(folder: Path) -> dict:
     return {**record, "geometry": record.get("geometry") and check_geometry(record["geometry"], str(path))}
 
 
-def _training_data(checkpoint: object) -> dict:
+def training_data(checkpoint: object) -> dict:
     """{"trained_on": data hash} of a checkpoint inside a training run; empty for any other."""
     for folder in Path(str(checkpoint)).absolute().parents:
         if (folder / "run.json").is_file() and (folder / "snapshots").is_dir():
@@ -223,8 +224,8 @@ def _from_scans(folder: Path, frame: tuple[str, IntensityRule], record: dict | N
     geometry, details = (record or {}).get("geometry"), {}
     if record:
         details = {key: record[key] for key in ("checkpoint", "truncation_psi") if key in record}
-        details |= _training_data(record.get("checkpoint"))
-    plane, rule = (geometry["plane"], _rule_of_geometry(geometry)) if geometry else frame
+        details |= training_data(record.get("checkpoint"))
+    plane, rule = (geometry["plane"], rule_of_geometry(geometry)) if geometry else frame
     scans = all_scans(folder) if record is None else _samples_in(folder)
     sources = [str((folder if folder.is_dir() else folder.parent) / scan.name) for scan in scans]
     header = scans[0].header()
@@ -274,8 +275,8 @@ def _from_checkpoint(path: str | Path, count: int, truncation_psi: float, seed: 
         return draw(generator, styles_of_seed(generator, first + index, truncation_psi))
 
     details = {"checkpoint": found, "truncation_psi": truncation_psi, "seeds": [first, first + count - 1]}
-    details |= _training_data(found)
+    details |= training_data(found)
     return VolumeSet(
         str(path), "checkpoint", generator.config.shape, tuple(geometry["spacing"]), geometry["plane"],
-        _rule_of_geometry(geometry), names, read, details,
+        rule_of_geometry(geometry), names, read, details,
     )  # fmt: skip

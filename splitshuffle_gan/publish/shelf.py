@@ -12,19 +12,20 @@ def overview() -> str:
 
     Generators first. Raises UserError for a damaged config.json.
     """
-    rows = sorted((_row(folder) for folder in shipped_checkpoints()), key=lambda row: (row[1] != "generator", row[0]))
+    rows = sorted(map(_row, shipped_checkpoints()), key=lambda row: (row[1] != "generator", row[0]))
     if not rows:
         return "No networks are installed with this package; install it again."
     header = ("name", "what", "voxels", "mm", "size")
-    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
+    widths = [max(map(len, column)) for column in zip(header, *(row[:-1] for row in rows), strict=True)]
     lines = []
-    for row in (header, *rows):
-        lines.append("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=False)).rstrip())
-        lines += [f"    {row[-1]}"] if len(row) > len(header) and row[-1] else []
+    for *cells, sentence in ((*header, ""), *rows):
+        lines.append("  ".join(f"{cell:{width}}" for cell, width in zip(cells, widths, strict=True)).rstrip())
+        lines += [f"    {sentence}"] if sentence else []
     return "\n".join(lines)
 
 
 def _row(folder: Path) -> tuple[str, ...]:
+    """The cells under the header, then the sentence."""
     header = read_json(folder / CONFIG)
     what = "generator" if header.get("class") == "Generator" else "extractor"
     shape = spacing = "any"
