@@ -56,11 +56,30 @@ def experiment(path: Path, repository: Path) -> str:
     return "\n\n".join([
         f"### {table['title']}: {minutes:.0f} minutes of one core for each run, 2D included",
         "\n".join(markdown_table(header, rows)),
+        *ablations(found, {row["arm"]: row["title"] for row in found["rows"]}),
         f"n = {found['n']} on both sides, held-out scans, ruler `{found['ruler']['name']}`. All numbers, intervals and "
         f"ablations: [{here}/table.md]({here}/table.md). Made by",
         f"```bash\nsplitshuffle experiment evaluate/plans/{path.parent.name}.yaml --data dataset --out experiment\n```",
         f"![3D FID against minutes]({here}/curves.png)",
     ])  # fmt: skip
+
+
+def ablations(found: dict, titles: dict[str, str]) -> list[str]:
+    """The arms that are in a group, each beside the arm it is compared with: one table, or none."""
+    pairs = {row["arm"]: row for row in found["paired"]}
+    rows = []
+    for row in (row for row in found["rows"] if row["group"] and row["arm"] in pairs):
+        pair, metrics = pairs[row["arm"]], row["metrics"]
+        rows.append([
+            row["group"],
+            row["title"],
+            f"{number(metrics['fid_3d']['mean'])}, {number(metrics['fid_3d']['times_floor'])} times the floor",
+            ", ".join(f"{ratio:.2f}" for ratio in pair["ratios"]) or "–",
+            titles.get(pair["against"], pair["against"]),
+            *(number(metrics[name]["mean"]) for name in SHARES),
+        ])  # fmt: skip
+    header = ("group", "changed", "3D FID", "ratio, by seed", "to the FID of", "precision", "recall")
+    return ["One thing changed at a time:", "\n".join(markdown_table(header, rows))] if rows else []
 
 
 def models(scores: list[Path]) -> str:

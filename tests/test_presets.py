@@ -18,6 +18,7 @@ from splitshuffle_gan.presets import load_preset, preset_names
 from splitshuffle_gan.training.augment import AugmentConfig
 from splitshuffle_gan.training.options import NetworkOptions, TrainConfig
 
+SECTIONS = ("train2d", "train3d")
 PLACES = {"data": Path("data"), "out": Path("out")}
 
 
@@ -51,6 +52,13 @@ def test_the_promised_presets_ship():
     assert shapes["brain"] == (80, 96, 112)
     assert shapes["heart-ct"] == (64, 256, 256)
     assert load_preset("heart-ct")["prepare"]["window"] == [-250, 650]
+
+
+@pytest.mark.parametrize("preset", preset_names())
+def test_what_2d_trains_is_what_3d_starts_from(preset):
+    """`train3d --init` refuses an inflated pair whose options differ from its own."""
+    in_2d, in_3d = (vars(NetworkOptions(**tuples(load_preset(preset)[section]["network"]))) for section in SECTIONS)
+    assert in_2d | {"depth_upsample": None} == in_3d | {"depth_upsample": None}
 
 
 def test_an_unknown_preset_is_refused():

@@ -132,3 +132,24 @@ def test_the_file_is_named(tmp_path, text, message):
         read_plan(tmp_path / "bad.yaml")
     with pytest.raises(UserError, match="none.yaml: no such file"):
         read_plan(tmp_path / "none.yaml")
+
+
+PLANS = sorted((Path(__file__).parents[2] / "evaluate" / "plans").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", PLANS, ids=[path.stem for path in PLANS])
+def test_a_plan_that_ships_can_start_and_its_arms_differ_in_what_they_say(path):
+    plan = read_plan(path)
+    jobs = {}
+    for name, arm in plan.arms.items():
+        ranks = (2, 3) if arm.share_2d else (3,)
+        trained = [train_config(plan, name, rank, **PLACE) for rank in ranks]
+        jobs[name] = (trained, arm.share_2d, arm.inflate, arm.train, plan.minutes_of(name))
+    names = list(jobs)
+    same = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :] if jobs[a] == jobs[b]]
+    assert not same
+    assert all(not plan.arms[plan.against(name)].group or plan.arms[name].group for name in names)
+
+
+def test_there_is_a_plan_for_each_organ_and_one_for_ablations():
+    assert {path.stem for path in PLANS} == {"hippocampus", "hippocampus-ablations", "heart-ct"}
