@@ -15,6 +15,11 @@ from splitshuffle_gan.output import whole_file
 REPOSITORY = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- results: written by evaluate/readme_results.py -->", "<!-- end of results -->"
 SHARES = ("precision", "recall")
+AUDITED = {
+    "none": "not accused",
+    "tendency": "no copies; leans towards its training volumes",
+    "copies": "copies training volumes",
+}
 
 
 def section(repository: Path) -> str:
@@ -94,7 +99,7 @@ def models(scores: list[Path]) -> str:
             f"{number(found['fid_3d']['value'])} ({times_floor(found['fid_3d']):.2f} times the floor)",
             *(f"{number(found[share]['value'])} of {number(found[share]['floor']['value'])}" for share in SHARES),
             card["ruler"]["n"],
-            audit["verdict"].split(".")[0],
+            AUDITED[audit["level"]],
         ])  # fmt: skip
     header = ("model", "3D FID", "precision, of the floor's", "recall, of the floor's", "n", "memorisation audit")
     return "\n\n".join([

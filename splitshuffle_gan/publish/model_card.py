@@ -196,7 +196,7 @@ def _limits(header: dict, score: dict, training: dict) -> str:
         "The snapshot was chosen by the held-out volumes that the scores are against (with other seeds), so these "
         "scores flatter it a little. Volumes that took no part in training or choice say more.",
         f"The scores are as `{extractor['name']}` sees volumes, at n = {n}; compare them only with scores of the same "
-        "ruler and n.",
+        "ruler and n. What the ruler has learned from stands on its own card; these scans may be among it.",
         "A method that was trained or tested on these volumes still has to be tested on real scans.",
     ]
     return "## Limits\n\n" + "\n".join(f"- {limit}" for limit in limits)

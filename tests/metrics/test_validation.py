@@ -247,7 +247,6 @@ def test_an_existing_folder_is_replaced_only_when_it_is_a_validation(brains, rul
         validate(ValidationConfig(**config, overwrite=True))
 
 
-
 def test_the_plot_has_a_line_for_every_extractor_that_has_a_floor(tmp_path, monkeypatch):
     drawn = {}
     table = measure(toy_features(), split_pairs(120, 60, 3, 0), 0)
