@@ -93,7 +93,9 @@ class InflateOptions:
     Attributes:
         run2d: a 2D run (its latest snapshot) or a pair of 2D networks.
         out: folder to make: generator/, discriminator/, inflation.json.
-        method: how a k x k kernel fills k slices: center (exact), mean (I3D), binomial, triaxial (ACS), random (not).
+        method: how a k x k kernel fills k slices: center (exact), mean (I3D), binomial, triaxial (ACS), random (not);
+            or anisotropic (AH-Net), for thick slices: it stays in its slice, and a new kernel through the slices
+            follows it. That takes plain or separable convolutions in 2D.
         shape: voxels of the 3D network, D H W, where D differs from the 2D network's.
         depth_upsample: growth over depth in the 3D generator: nearest starts exactly, in steps over depth; linear
             starts smooth between slices, not exactly.
@@ -103,7 +105,7 @@ class InflateOptions:
 
     run2d: Source
     out: Path
-    method: Literal["center", "mean", "binomial", "triaxial", "random"] = "center"
+    method: Literal["center", "mean", "binomial", "triaxial", "random", "anisotropic"] = "center"
     shape: tuple[int, int, int] | None = None
     depth_upsample: Literal["nearest", "linear"] = "nearest"
     seed: int = 0

@@ -12,7 +12,10 @@ from splitshuffle_gan.errors import UserError
 from splitshuffle_gan.models.discriminator import Discriminator
 from splitshuffle_gan.models.generator import Generator
 from splitshuffle_gan.output import refuse_existing, whole_folder, write_json
+from splitshuffle_gan.transfer.anisotropic import as_separable
 from splitshuffle_gan.transfer.inflate import METHODS, inflate, inflate_config
+
+ANISOTROPIC = "anisotropic"
 
 
 @torch.no_grad()
@@ -58,19 +61,25 @@ def inflate_checkpoint(
     Optimiser state stays behind: its moments belong to other shapes. Writes `generator/`, `discriminator/` and
     `inflation.json`, and returns the content of the last: the method, for every key where it came from, and the
     measured function-preservation errors (None for `random`, which preserves nothing by design).
+
+    `method` is one of `inflate.METHODS`, or "anisotropic": `transfer.anisotropic`.
     """
-    if method not in METHODS:
-        raise UserError(f"method: found {method!r}, must be one of {', '.join(METHODS)}")
+    if method not in (*METHODS, ANISOTROPIC):
+        raise UserError(f"method: found {method!r}, must be one of {', '.join(METHODS)}, {ANISOTROPIC}")
     refuse_existing(out, overwrite, mark="inflation.json", keep=(Path(run2d),))
     report = {"created_with": __version__, "source": str(run2d), "method": method, "seed": seed, "networks": {}}
     pairs = {}
     for model_class in (Generator, Discriminator):
         name = model_class.__name__.lower()
         source = model_class.from_pretrained(run2d)
-        config = inflate_config(source.config, shape)
+        state2d, config2d = source.state_dict(), source.config
+        if method == ANISOTROPIC:
+            state2d, config2d = as_separable(model_class, state2d, config2d)
+        config = inflate_config(config2d, shape)
         if name == "generator":
             config = replace(config, depth_upsample=depth_upsample)
-        inflation = inflate(model_class, source.state_dict(), source.config, config, method, seed)
+        spread = "center" if method == ANISOTROPIC else method
+        inflation = inflate(model_class, state2d, config2d, config, spread, seed)
         target = model_class(config, source.geometry).eval()
         load_strictly(target, inflation.state, f"inflated {name}")
         pairs[name] = (source, target)
