@@ -113,7 +113,7 @@ def test_a_preset_gives_defaults_that_options_replace(parse):
 def test_a_preset_speaks_to_each_command_of_its_own(parse):
     two, three = (parse(f"train{rank}d --preset heart-ct --data d --out o") for rank in (2, 3))
     assert (two.batch_size, two.micro_batch, two.checkpoint_above, two.network.group_size) == (
-        16, None, None, None,
+        16, None, None, 2,
     )  # fmt: skip
     assert (three.batch_size, three.micro_batch, three.checkpoint_above, three.network.group_size) == (
         4, 2, 64, 2,
