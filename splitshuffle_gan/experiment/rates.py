@@ -10,8 +10,18 @@ from splitshuffle_gan.training.loop import plain
 from splitshuffle_gan.training.options import TrainConfig
 
 # Options that do not change how long a step takes. Any other is taken to.
-SAME_SPEED = {"g_lr", "d_lr", "g_warmup_kimg", "r1_gamma", "ema_kimg", "ema_rampup", "augment_kimg", "workers"}
-SAME_SPEED |= {"lr", "warmup"}
+SAME_SPEED = {
+    "g_lr",
+    "d_lr",
+    "g_warmup_kimg",
+    "jitter",
+    "r1_gamma",
+    "ema_kimg",
+    "ema_rampup",
+    "augment_kimg",
+    "workers",
+}
+SAME_SPEED |= {"jitter", "lr", "warmup"}
 
 
 def described(plan: Plan, name: str, rank: int) -> dict:

@@ -127,6 +127,22 @@ def augment(
     return _noise(out, config, draw).to(images.dtype)
 
 
+def jitter(images: Tensor, voxels: int, generator: torch.Generator) -> Tensor:
+    """Shift each sample by a whole number of voxels, uniform in -voxels..voxels along each axis of the grid.
+
+    For real images only, so unlike `augment` it is meant to be learned: where the grid was laid over a scan is
+    arbitrary to that extent, and (2 voxels + 1)^rank crops are harder to learn by heart than one.
+    images: `[N, C, *S]`. Border voxels are repeated. 0 voxels returns `images` itself and draws nothing.
+    """
+    if not voxels or not len(images):
+        return images
+    size, rank = images.shape[2:], images.ndim - 2
+    padded = F.pad(images, (voxels,) * (2 * rank), mode="replicate")
+    starts = torch.randint(2 * voxels + 1, (len(images), rank), generator=generator, device=generator.device).tolist()
+    windows = ([slice(a, a + n) for a, n in zip(start, size, strict=True)] for start in starts)
+    return torch.stack([sample[(slice(None), *window)] for sample, window in zip(padded, windows, strict=True)])
+
+
 class _Draw:
     """Per-sample strengths `[n]`, float32, on the generator's device; exactly 0 where the transform did not fire."""
 

@@ -65,6 +65,8 @@ class TrainConfig:
         pl_weight: weight of path length regularisation, every 4 steps; 0 is off.
         ema_kimg: half-life of the weight average, in thousands of images.
         ema_rampup: the half-life is at most this share of the images seen; keeps early averages fresh.
+        jitter: real images are shifted by up to so many whole voxels along each axis, at random. Where the grid lies is
+            arbitrary to that extent; the generator learns it so, and the discriminator has more to learn by heart.
         augment_target: value of the overfitting signal r_t at which augmentation holds still; 0 switches it off.
         augment_kimg: thousands of images in which the augmentation probability can move by 1.
         augment: strengths of the transforms.
@@ -96,6 +98,7 @@ class TrainConfig:
     pl_weight: float = 0.0
     ema_kimg: float = 5.0
     ema_rampup: float = 0.1
+    jitter: int = 0
     augment_target: float = 0.6
     augment_kimg: float = 50.0
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -124,7 +127,7 @@ class TrainConfig:
         for name in ("minutes", "micro_batch"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise UserError(f"{name}: found {getattr(self, name)}, must be positive or left out")
-        for name in ("g_warmup_kimg", "pl_weight", "ema_rampup", "augment_target", "workers", "seed"):
+        for name in ("g_warmup_kimg", "pl_weight", "ema_rampup", "jitter", "augment_target", "workers", "seed"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name}: found {getattr(self, name)}, must not be negative")
         if self.resume and self.overwrite:

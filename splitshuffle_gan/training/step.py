@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from splitshuffle_gan.errors import UserError
 from splitshuffle_gan.models.discriminator import Discriminator
 from splitshuffle_gan.models.generator import Generator
-from splitshuffle_gan.training.augment import AdaptiveP, augment
+from splitshuffle_gan.training.augment import AdaptiveP, augment, jitter
 from splitshuffle_gan.training.ema import ema_beta, ema_update
 from splitshuffle_gan.training.losses import (
     default_r1_gamma,
@@ -109,7 +109,8 @@ class Trainer:
         self.G.requires_grad_(False)
         for rows, weight in self._micro_batches():
             d = None if depth is None else depth[rows]
-            real = self._augment(images[rows]).detach().requires_grad_(penalise)
+            real = jitter(images[rows], self.config.jitter, self.random)
+            real = self._augment(real).detach().requires_grad_(penalise)
             with torch.no_grad():
                 fake = self._augment(self._generate(z[rows], d))
             real_logits = self._judge(real, d)

@@ -11,7 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from splitshuffle_gan.errors import UserError
-from splitshuffle_gan.training.augment import MAX_P, AdaptiveP, AugmentConfig, augment, resample, sampling_affine
+from splitshuffle_gan.training.augment import (
+    MAX_P,
+    AdaptiveP,
+    AugmentConfig,
+    augment,
+    jitter,
+    resample,
+    sampling_affine,
+)
 
 OFF = AugmentConfig(translate=0, translate_depth=0, rotate=0, scale=0, gain=0, contrast=0, bias=0, noise=0)
 GEOMETRY = AugmentConfig(flip_lr=True, gain=0, contrast=0, bias=0, noise=0)
@@ -293,3 +301,31 @@ def test_controller_state_round_trip_and_refusals():
 def test_configuration_names_the_bad_field(field, value):
     with pytest.raises(UserError, match=f"augment.{field}"):
         AugmentConfig(**{field: value})
+
+
+# Jitter of the crop ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(5, 6), (4, 5, 6)])
+def test_jitter_moves_whole_samples_to_every_place_equally_often(size):
+    """Index volumes say where each voxel came from; borders are repeated."""
+    rank, n = len(size), 2700
+    grid = torch.stack(torch.meshgrid(*[torch.arange(float(s)) for s in size], indexing="ij"))
+    moved = jitter(grid.expand(n, -1, *size), 1, seeded())
+    inner = (slice(None), slice(None), *[slice(1, -1)] * rank)
+    shifts = (moved - grid)[inner].flatten(2)
+    assert (shifts == shifts[..., :1]).all()  # one shift for a sample, along each axis
+    shifts = shifts[..., 0]
+    counts = torch.stack([(shifts == step).float().mean(0) for step in (-1, 0, 1)])
+    torch.testing.assert_close(counts, torch.full((3, rank), 1 / 3), atol=0.04, rtol=0)
+    expected = (grid + shifts[:, :, None, None].reshape(n, rank, *[1] * rank)).clamp(min=0)
+    limits = torch.tensor(size).reshape(1, rank, *[1] * rank) - 1
+    assert torch.equal(moved, expected.minimum(limits))
+
+
+def test_jitter_of_nothing_is_the_input_and_the_same_seed_the_same_shifts():
+    x = images(3, 2, 4, 5)
+    assert jitter(x, 0, seeded()) is x
+    assert torch.equal(jitter(x, 2, seeded()), jitter(x, 2, seeded()))
+    assert not torch.equal(jitter(x, 2, seeded()), jitter(x, 2, seeded(1)))
+    assert jitter(x.bfloat16(), 1, seeded()).dtype == torch.bfloat16

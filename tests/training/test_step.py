@@ -126,6 +126,29 @@ def test_each_network_lowers_its_own_loss(tiny_config):
     assert losses[-1]["loss_g"] < 0.7 * losses[0]["loss_g"]
 
 
+def test_jitter_moves_the_real_images_only(tiny_config, monkeypatch):
+    """A discriminator that keeps what it is shown: real images are crops of the batch, generated ones are untouched."""
+    shown = []
+    trainer, batch = make_trainer(tiny_config(augment_target=0, jitter=1, batch_size=4))
+    still, _ = make_trainer(tiny_config(augment_target=0, batch_size=4))
+    for one in (trainer, still):
+        judge = one._judge
+        monkeypatch.setattr(
+            one, "_judge", lambda images, d, judge=judge: shown.append(images.detach()) or judge(images, d)
+        )
+        one.train_step(batch)
+    real, fake, _, real_still, fake_still, _ = shown
+    assert torch.equal(real_still, batch["image"]) and not torch.equal(real, real_still)
+    assert torch.equal(fake, fake_still)
+    inner = (slice(None), slice(1, -1), slice(1, -1), slice(1, -1))
+    places = [(a, b, c) for a in range(3) for b in range(3) for c in range(3)]
+    padded = torch.nn.functional.pad(batch["image"], (1,) * 6, mode="replicate")
+    for sample, source in zip(real, padded, strict=True):
+        d, h, w = sample.shape[1:]
+        crops = [source[:, a : a + d, b : b + h, c : c + w] for a, b, c in places]
+        assert any(torch.equal(sample[inner], crop[inner]) for crop in crops)
+
+
 def test_the_generator_waits_until_the_discriminator_has_warmed_up(tiny_config):
     """Adam's first steps are as long as the learning rate, which is 0, then half, then all of it."""
     trainer, batch = make_trainer(tiny_config(batch_size=4, g_warmup_kimg=0.008, g_lr=1e-3))
