@@ -225,6 +225,30 @@ def extractor(options: Any) -> None:
     print(f"extractor in {out}; use it with --{option}extractor med{options.rank}d-mini --{option}weights {out}")
 
 
+def train_segmenter(options: Any) -> None:
+    """Run `segment2d` or `segment3d`."""
+    import json
+
+    from accelerate import PartialState
+
+    from splitshuffle_gan.segmentation.training import train_segmenter
+
+    out = train_segmenter(options)
+    if PartialState().is_main_process:
+        if options.val is not None:
+            found = json.loads((out / "metrics.json").read_text())
+            print(f"mean Dice {found['mean_dice']:.3f} on {options.val}; all numbers: {out}/metrics.json")
+        print(f"done: {out}/network; look at {out}/predictions.png")
+    PartialState().destroy_process_group()
+
+
+def segment(options: Any) -> None:
+    """Run `splitshuffle segment`."""
+    from splitshuffle_gan.segmentation.infer import segment
+
+    print(f"masks in {segment(options)}, each on its scan's own grid; segment.json says what is in them")
+
+
 def models(_: ModelsOptions) -> None:
     """Run `splitshuffle models`."""
     from splitshuffle_gan.publish.shelf import overview
@@ -294,6 +318,15 @@ COMMANDS: dict[str, Command] = {
     "publish": Command("a finished run to a checkpoint that ships, with cards", "publish.run:PublishConfig", publish),
     "validate-extractor": Command("is the ruler straight?", "metrics.validation:ValidationConfig", validate),
     "extractor": Command("train the network that scores see with", "extractors.med3d:ExtractorConfig", extractor),
+    "segment2d": Command(
+        "train AH-Net's 2D network on labelled slices", "segmentation.options:Segment2DConfig", train_segmenter
+    ),
+    "segment3d": Command(
+        "train AH-Net on labelled volumes, from a 2D network or from scratch",
+        "segmentation.options:Segment3DConfig",
+        train_segmenter,
+    ),
+    "segment": Command("masks of scans as NIfTI", "segmentation.options:SegmentConfig", segment),
     "experiment": Command(
         "compare ways of training at equal compute", "experiment.options:ExperimentOptions", experiment
     ),

@@ -32,6 +32,8 @@ SCRIPTS = {
     "evaluate/score.py": "score",
     "evaluate/validate_extractor.py": "validate-extractor",
     "train/extractor.py": "extractor",
+    "train/segment2d.py": "segment2d",
+    "train/segment3d.py": "segment3d",
 }
 CONSOLE = Path(sysconfig.get_path("scripts")) / "splitshuffle"
 
