@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 from splitshuffle_gan.errors import UserError
 
-ConvKind = Literal["split_shuffle", "plain", "separable", "split_pointwise"]
+ConvKind = Literal["split_shuffle", "plain", "separable", "cross_d", "split_pointwise"]
 CONV_KINDS: tuple[str, ...] = get_args(ConvKind)
 MIN_BASE, MAX_BASE = 4, 15
 

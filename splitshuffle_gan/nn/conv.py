@@ -1,4 +1,4 @@
-"""The three kinds of convolution, at rank 2 and 3, with equalised learning rate.
+"""The kinds of convolution, at rank 2 and 3, with equalised learning rate.
 
 Every kind maps `[N, in, *S]` to `[N, out, *S]` and can tell the energy of its dense kernel, which demodulation needs.
 """
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from splitshuffle_gan import nd, passes
+from splitshuffle_gan.nn.cross_d import RotationHead, convolve_moved
 
 # Factors of a kernel's input and output channels, [in] and [out].
 Modulation = tuple[Tensor, Tensor]
@@ -81,11 +82,15 @@ class Kernel(Convolution):
         self, x: Tensor, gain: float = 1.0, bias: Tensor | None = None, modulation: Modulation | None = None
     ) -> Tensor:
         """Convolve an `x` that comes from `nd.branches`."""
+        return nd.conv(x, self.scaled(gain, modulation), bias)
+
+    def scaled(self, gain: float, modulation: Modulation | None) -> Tensor:
+        """The kernel that acts, times `gain` and `modulation`."""
         weight = self.weight * (self.gain * gain)
-        if modulation is not None:
-            rows, columns = modulation
-            weight = weight * nd.per_channel(columns[:, None] * rows, weight.ndim - 2)
-        return nd.conv(x, weight, bias)
+        if modulation is None:
+            return weight
+        rows, columns = modulation
+        return weight * nd.per_channel(columns[:, None] * rows, weight.ndim - 2)
 
     def output_energy(self, input_energy: Tensor) -> Tensor:
         """`[N, in]` squared input scales -> `[N, out]` squared norm of the scaled kernel."""
@@ -179,12 +184,61 @@ class SeparableConv(Convolution):
         return input_energy @ composed.T
 
 
+class CrossDKernel(Kernel):
+    """Cross-D convolution (arXiv 2411.02441): one k x k x k kernel at both ranks. 27 C^2 weights at both.
+
+    At rank 3 it is a plain convolution. At rank 2 a head reads an axis and an angle off each sample; the kernel is
+    turned by them, and its middle slice convolves that sample. So slices train the very kernel that volumes use, and
+    inflation copies.
+
+    What differs from `nn.cross_d.CrossDConv`, the published layer:
+
+    - The kernel is truly rotated. The published phase translates it, and the slices would train an outer slice of the
+      kernel, rolled, with which volumes could not start.
+    - No batch norm in the head: a sample must not depend on its company.
+    - Equalised learning rate, with the fan-in of what acts: k x k values at rank 2. A rotation keeps the variance of
+      white kernels, so the same weights give the same scale at both ranks.
+    """
+
+    def __init__(self, rank: int, in_channels: int, out_channels: int, size: int = 3) -> None:
+        super().__init__(out_channels, in_channels, (size,) * 3)
+        self.rank = rank
+        self.gain = 1 / math.sqrt(in_channels * size**rank)
+        # Kept at rank 3, where nothing uses it, so that one state dict fits both.
+        self.head = RotationHead(in_channels, norm=False).requires_grad_(rank == 2)
+
+    def parts(
+        self,
+        x: Tensor,
+        gain: float = 1.0,
+        scale: Tensor | None = None,
+        bias: Tensor | None = None,
+        modulation: Modulation | None = None,
+    ) -> tuple[Tensor, ...]:
+        """Arguments as in `Convolution.forward`. The head looks at `x` before `scale`."""
+        if self.rank == 3:
+            return super().parts(x, gain, scale, bias, modulation)
+        axis, angle = self.head(x.to(torch.promote_types(x.dtype, torch.float32)))
+        (x,) = nd.branches(x, scale, (self.weight[:, :, 0],))
+        weight = self.scaled(gain, modulation).to(x.dtype)
+        pad = weight.shape[-1] // 2
+        bias = None if bias is None else bias.to(x.dtype)
+        y = convolve_moved(x, weight, axis, angle, "rotation", bias, ((1, 1), (pad, pad), (1, 1)))
+        return (y.contiguous(memory_format=nd.channels_last(2)),)
+
+    def output_energy(self, input_energy: Tensor) -> Tensor:
+        """As `Kernel.output_energy`; at rank 2 that of the mean slice, which stands for each sample's."""
+        energy = super().output_energy(input_energy)
+        return energy if self.rank == 3 else energy / self.weight.shape[2]
+
+
 def make_conv(kind: str, rank: int, in_channels: int, out_channels: int, size: int = 3) -> nn.Module:
-    """The convolution of `kind`: split_shuffle, plain, separable, or split_pointwise (`planar_size` 1)."""
+    """The convolution of `kind`: split_shuffle, plain, separable, cross_d, or split_pointwise (`planar_size` 1)."""
     kinds = {
         "split_shuffle": SplitShuffleConv,
         "plain": PlainConv,
         "separable": SeparableConv,
+        "cross_d": CrossDKernel,
         "split_pointwise": partial(SplitShuffleConv, planar_size=1),
     }
     return kinds[kind](rank, in_channels, out_channels, size)

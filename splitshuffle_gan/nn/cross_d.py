@@ -53,6 +53,25 @@ def slice_kernels(weight: Tensor, axis: Tensor, angle: Tensor, phase: Phase = "p
     return _move(weight, _movement(size, axis, angle, phase, _middle(size, weight.device))).unflatten(-1, (size,) * 2)
 
 
+def convolve_moved(
+    x: Tensor,
+    weight: Tensor,
+    axis: Tensor,
+    angle: Tensor,
+    phase: Phase,
+    bias: Tensor | None = None,
+    geometry: Geometry = ((1, 1), (0, 0), (1, 1)),
+    groups: int = 1,
+) -> Tensor:
+    """Each sample `[N, in, H, W]` convolved with its own of the `slice_kernels` of `weight`; no loop over the batch."""
+    size, stride = weight.shape[-1], geometry[0]
+    movement = _movement(size, axis, angle, phase, _middle(size, x.device))
+    places = math.prod(x.shape[2:]) / math.prod(stride)  # roughly
+    # Per sample the moved patches hold in K^3 places numbers, the moved kernel out (in / groups) K^2.
+    convolve = _move_patches if places * size * groups < weight.shape[0] else _move_kernels
+    return convolve(x, weight, movement, bias, geometry, groups)
+
+
 def _move(weight: Tensor, movement: Tensor) -> Tensor:
     """`[O, I, K, K, K]` through the maps `[N, P, K^3]`: `[N, O, I, P]`."""
     with torch.autocast(weight.device.type, enabled=False):
@@ -114,16 +133,20 @@ class RotationHead(nn.Module):
 
     1 x 1 convolution to 16, batch norm, ReLU, 1 x 1 convolution to 4; each channel summed with its own softmax over
     the grid as weights. The first three are the axis, made a unit vector in array order (D, H, W); the fourth the angle
-    in radians, squashed into (-pi/4, pi/4).
+    in radians, squashed into (-pi/4, pi/4). `norm=False` leaves the batch norm out, which lets samples see each other.
     """
 
     def __init__(
-        self, in_channels: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+        self,
+        in_channels: int,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        norm: bool = True,
     ) -> None:
         super().__init__()
         place = {"device": device, "dtype": dtype}
         self.squeeze = nn.Conv2d(in_channels, HEAD_CHANNELS, 1, **place)
-        self.norm = nn.BatchNorm2d(HEAD_CHANNELS, **place)
+        self.norm = nn.BatchNorm2d(HEAD_CHANNELS, **place) if norm else nn.Identity()
         self.choose = nn.Conv2d(HEAD_CHANNELS, 4, 1, **place)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -223,12 +246,7 @@ class CrossDConv(nn.Module):
             return F.conv3d(padded, self.weight, self.bias, *geometry, self.groups)
         if self.head is None:
             return F.conv2d(padded, self.weight[:, :, 0], self.bias, *geometry, self.groups)
-        size = self.kernel_size[0]
-        movement = _movement(size, *self.head(x), self.phase, _middle(size, x.device))
-        places = math.prod(x.shape[2:]) / math.prod(self.stride)  # roughly
-        # Per sample the moved patches hold in K^3 places numbers, the moved kernel out (in / groups) K^2.
-        convolve = _move_patches if places * size * self.groups < self.out_channels else _move_kernels
-        return convolve(padded, self.weight, movement, self.bias, geometry, self.groups)
+        return convolve_moved(padded, self.weight, *self.head(x), self.phase, self.bias, geometry, self.groups)
 
     def _pad(self) -> tuple[list[int], tuple[int, ...]]:
         """What `F.pad` adds before the convolution (last axis first), and what the convolution adds itself."""

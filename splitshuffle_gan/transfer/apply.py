@@ -60,7 +60,7 @@ def inflate_checkpoint(
 
     Optimiser state stays behind: its moments belong to other shapes. Writes `generator/`, `discriminator/` and
     `inflation.json`, and returns the content of the last: the method, for every key where it came from, and the
-    measured function-preservation errors (None for `random`, which preserves nothing by design).
+    measured function-preservation errors (None for `random` and for Cross-D networks, which preserve nothing by design).
 
     `method` is one of `inflate.METHODS`, or "anisotropic": `transfer.anisotropic`.
     """
@@ -84,8 +84,9 @@ def inflate_checkpoint(
         load_strictly(target, inflation.state, f"inflated {name}")
         pairs[name] = (source, target)
         report["networks"][name] = {"keys": inflation.origin, "counts": dict(Counter(inflation.origin.values()))}
-    report["generator_error_per_depth"] = None if method == "random" else generator_error(*pairs["generator"])
-    report["discriminator_error"] = None if method == "random" else discriminator_error(*pairs["discriminator"])
+    preserves = method != "random" and config.conv != "cross_d"
+    report["generator_error_per_depth"] = generator_error(*pairs["generator"]) if preserves else None
+    report["discriminator_error"] = discriminator_error(*pairs["discriminator"]) if preserves else None
 
     with whole_folder(out) as folder:
         for name, (_, target) in pairs.items():

@@ -2,7 +2,8 @@
 
 Every key is accounted for, or it raises. What preserves the function (noise off): slice z of the inflated generator's
 volume is the 2D generator's image at depth z; the inflated discriminator's logit of a depth-constant volume is the
-2D logit. `center` does so for every network; `mean` and `binomial` where nothing varies over depth.
+2D logit. `center` does so for every network; `mean` and `binomial` where nothing varies over depth. Cross-D kernels are
+3D at both ranks and are copied whatever the method; the function is then another one.
 """
 
 import math
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from splitshuffle_gan.config import NetworkConfig
 from splitshuffle_gan.errors import UserError
 from splitshuffle_gan.models.discriminator import SpatialReadout
-from splitshuffle_gan.nn.conv import Kernel, PlainConv, SeparableConv, SplitShuffleConv
+from splitshuffle_gan.nn.conv import CrossDKernel, Kernel, PlainConv, SeparableConv, SplitShuffleConv
 from splitshuffle_gan.nn.styled import StyledConv
 
 
@@ -151,6 +152,8 @@ def _rules(source: nn.Module, target: nn.Module, spread: Callable[[Tensor, int],
         if isinstance(module, SeparableConv):
             # Through-plane kernels exist in 3D only and begin as the identity.
             rules[f"{name}.axial.weight"] = lambda _, axial=module.axial: (_identity(axial), "new")
+        elif isinstance(module, CrossDKernel):
+            continue  # the same kernel at both ranks
         elif isinstance(module, Kernel) and name in modules2d:
             rules[f"{name}.weight"] = _kernel_rule(f"{name}.weight", modules2d[name], module, spread)
         elif isinstance(module, SpatialReadout):

@@ -13,6 +13,7 @@ from splitshuffle_gan.transfer import inflate as module
 from splitshuffle_gan.transfer.inflate import METHODS, inflate, inflate_config
 
 SHAPE, DEPTH = (8, 16, 8), 8
+EXACT = tuple(kind for kind in CONV_KINDS if kind != "cross_d")  # Cross-D kernels are copied, the function is not kept
 TINY = {"rank": 2, "shape": SHAPE, "channels": (6, 8, 4)}
 
 
@@ -83,7 +84,7 @@ def logit_error(d2: Discriminator, d3: Discriminator) -> float:
 
 @pytest.mark.parametrize("noise_mode", ["none", "const"])
 @pytest.mark.parametrize("depth_aware", [True, False])
-@pytest.mark.parametrize("kind", CONV_KINDS)
+@pytest.mark.parametrize("kind", EXACT)
 def test_center_makes_every_slice_the_2d_image(kind, depth_aware, noise_mode):
     g2 = generator2d(conv=kind, depth_aware=depth_aware)
     errors = slice_errors(g2, inflated(g2, "center"), noise_mode)
@@ -91,7 +92,7 @@ def test_center_makes_every_slice_the_2d_image(kind, depth_aware, noise_mode):
 
 
 @pytest.mark.parametrize("method", ["mean", "binomial"])
-@pytest.mark.parametrize("kind", CONV_KINDS)
+@pytest.mark.parametrize("kind", EXACT)
 def test_spread_kernels_preserve_a_depth_blind_generator(kind, method):
     g2 = generator2d(conv=kind, depth_aware=False)
     assert slice_errors(g2, inflated(g2, method)).max() <= 1e-4
@@ -99,7 +100,7 @@ def test_spread_kernels_preserve_a_depth_blind_generator(kind, method):
 
 @pytest.mark.parametrize("method", ["center", "mean", "binomial"])
 @pytest.mark.parametrize("depth_aware", [True, False])
-@pytest.mark.parametrize("kind", CONV_KINDS)
+@pytest.mark.parametrize("kind", EXACT)
 def test_the_logit_of_a_depth_constant_volume_is_the_2d_logit(kind, depth_aware, method):
     d2 = discriminator2d(conv=kind, depth_aware=depth_aware)
     assert logit_error(d2, inflated(d2, method)) <= 1e-4
@@ -243,6 +244,18 @@ def test_global_random_numbers_are_left_alone():
     before = torch.get_rng_state()
     inflate(Generator, g2.state_dict(), g2.config, inflate_config(g2.config), "random", seed=5)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("method", ["center", "mean", "triaxial"])
+@pytest.mark.parametrize("make", [generator2d, discriminator2d])
+def test_cross_d_kernels_are_copied(make, method):
+    source = make(conv="cross_d")
+    inflation = inflate(type(source), source.state_dict(), source.config, inflate_config(source.config), method)
+    kernels = [key for key, value in source.state_dict().items() if value.ndim == 5]
+    assert kernels and all(torch.equal(inflation.state[key], source.state_dict()[key]) for key in kernels)
+    assert {inflation.origin[key] for key in kernels} == {"copied"}
+    gains = [key for key in inflation.state if key.endswith("demod_gain")]
+    assert all(torch.equal(inflation.state[key], source.state_dict()[key]) for key in gains)
 
 
 # Every key is accounted for -------------------------------------------------------------------------------------------
