@@ -17,11 +17,13 @@ from splitshuffle_gan.metrics.audit_report import LIMITS, render, save_pairs, ve
 from splitshuffle_gan.metrics.features import extract, shared_folder, store
 from splitshuffle_gan.metrics.memorisation import (
     ALPHA,
+    COMPONENTS,
     FLIPS,
     MIN_REAL,
     SMALLEST,
     compare,
     copies,
+    linear_model_ratio,
     signatures,
     tendency,
 )
@@ -70,12 +72,15 @@ def audit(
     sets = {"generated": generated, "train": train, "held-out": held_out}
     _check_sets(sets)
     voxels = [signatures(volumes, name, progress) for name, volumes in sets.items()]
-    spaces = {"voxel": (compare(*[[_flip(rows, axes) for axes in FLIPS] for rows in voxels]), FLIPS)}
+    views = {"voxel": [[_flip(rows, axes) for axes in FLIPS] for rows in voxels]}
+    flips = {"voxel": FLIPS}
     if features_of is not None:
-        mirrors = ((), (plane_axes(plane).index(0),))
-        views = [[features_of(_Flipped(volumes, axes)) for axes in mirrors] for volumes in sets.values()]
-        spaces["feature"] = (compare(*_standardised(views)), mirrors)
-    leaked = int((spaces["voxel"][0].held_train.min(1) <= 2 * SMALLEST).sum())
+        flips["feature"] = ((), (plane_axes(plane).index(0),))
+        views["feature"] = _standardised(
+            [[features_of(_Flipped(volumes, axes)) for axes in flips["feature"]] for volumes in sets.values()]
+        )
+    spaces = {name: compare(*orientations) for name, orientations in views.items()}
+    leaked = int((spaces["voxel"].held_train.min(1) <= 2 * SMALLEST).sum())
     if leaked > MOST_LEAKED * len(held_out):
         raise UserError(
             f"held-out: {leaked} of its {len(held_out)} volumes are in the training set as well, so nothing can be "
@@ -83,10 +88,11 @@ def audit(
         )
     rng = np.random.default_rng(seed)
     report = {"spaces": {}, "samples": [{"index": index, "flagged": False} for index in range(len(generated))]}
-    for name, (space, flips) in spaces.items():
+    for name, space in spaces.items():
         found = copies(space)
         report["spaces"][name] = {
             "tendency": tendency(space, permutations, rng),
+            "linear_model": {"components": COMPONENTS, "ratio": linear_model_ratio(*views[name][1:], rng)},
             "copies": {key: value for key, value in found.items() if isinstance(value, float)}
             | {"flagged": int(found["flagged"].sum())},
             "train_duplicates": found["train_duplicates"],
@@ -96,7 +102,7 @@ def audit(
         for index, sample in enumerate(report["samples"]):
             nearest = int(found["train_index"][index])
             sample[name] = {key: float(found[key][index]) for key in ("score", "p", "distance")}
-            sample[name] |= {"train_index": nearest, "flip": list(flips[space.flip[index, nearest]])}
+            sample[name] |= {"train_index": nearest, "flip": list(flips[name][space.flip[index, nearest]])}
             sample["flagged"] |= bool(found["flagged"][index])
     for sample in report["samples"]:
         sample["space"] = min(spaces, key=lambda name: _suspicion(report, sample, name))

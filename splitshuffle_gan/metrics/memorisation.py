@@ -33,6 +33,7 @@ ALPHA = {"tendency": 0.01, "copies": 0.015}  # of each space; twice their sum is
 MIN_REAL = 20
 SIGNATURE_VOXELS = 2048
 NEIGHBOURS = 10
+COMPONENTS, DRAWS = 10, 1000  # of the linear model
 SMALLEST = 1e-3  # what rounding leaves of a distance of 0, in units of a typical one
 FLIPS = tuple(axes for count in range(4) for axes in itertools.combinations(range(3), count))  # () comes first
 
@@ -184,6 +185,22 @@ def tendency(space: Space, permutations: int, rng: np.random.Generator) -> dict:
         "volumes_compared": min(sizes),
         "permutations": permutations,
     }
+
+
+def linear_model_ratio(train: list[np.ndarray], held_out: list[np.ndarray], rng: np.random.Generator) -> float:
+    """The `tendency` ratio of a model too small to remember anything, from orientations as in `compare`.
+
+    The model is the Gaussian of the training set's mean and first COMPONENTS principal components. Whatever is fitted
+    to few volumes leans towards them, since their mean and spread are not quite those of others: this says how far
+    fitting alone goes. All orientations of a drawn volume are drawn together.
+    """
+    rows = np.concatenate([view.reshape(len(view), -1) for view in train], axis=1).astype(np.float64)
+    mean = rows.mean(0)
+    _, scales, directions = np.linalg.svd(rows - mean, full_matrices=False)
+    spread = scales[:COMPONENTS, None] * directions[:COMPONENTS] / np.sqrt(len(rows) - 1)
+    drawn = np.split(mean + rng.standard_normal((DRAWS, len(spread))) @ spread, len(train), axis=1)
+    space = compare([view.reshape(DRAWS, *train[0].shape[1:]) for view in drawn], train, held_out)
+    return tendency(space, permutations=1, rng=rng)["ratio"]
 
 
 def _subset_weights(size: int, subset: int) -> np.ndarray:

@@ -60,7 +60,7 @@ def inflate_checkpoint(
 
     Optimiser state stays behind: its moments belong to other shapes. Writes `generator/`, `discriminator/` and
     `inflation.json`, and returns the content of the last: the method, for every key where it came from, and the
-    measured function-preservation errors (None for `random` and for Cross-D networks, which preserve nothing by design).
+    measured function-preservation errors (None for `random` and for Cross-D networks, which preserve nothing).
 
     `method` is one of `inflate.METHODS`, or "anisotropic": `transfer.anisotropic`.
     """

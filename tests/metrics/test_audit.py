@@ -16,7 +16,17 @@ from splitshuffle_gan.errors import UserError
 from splitshuffle_gan.metrics import audit_report, memorisation
 from splitshuffle_gan.metrics.audit import AuditConfig, audit, run_audit
 from splitshuffle_gan.metrics.audit_report import render, save_pairs
-from splitshuffle_gan.metrics.memorisation import ALPHA, FLIPS, Space, Tail, compare, copies, signatures, tendency
+from splitshuffle_gan.metrics.memorisation import (
+    ALPHA,
+    FLIPS,
+    Space,
+    Tail,
+    compare,
+    copies,
+    linear_model_ratio,
+    signatures,
+    tendency,
+)
 
 SHAPE = (12, 16, 14)
 RESAMPLES = 200
@@ -137,6 +147,23 @@ def test_samples_that_lean_towards_the_training_set_are_a_tendency_not_copies():
     assert report["level"] == "tendency"
     assert report["spaces"]["voxel"]["tendency"]["ratio"] < report["spaces"]["voxel"]["tendency"]["by_chance"][0]
     assert "leans on its training subjects" in report["verdict"]
+
+
+def test_the_linear_model_is_the_gaussian_of_the_training_set():
+    rng = np.random.default_rng(0)
+    train, held_out = rng.normal(size=(24, 6)), rng.normal(size=(24, 6))  # fewer dimensions than components
+    drawn = rng.multivariate_normal(train.mean(0), np.cov(train.T), 4000)
+    expected = tendency(compare([drawn], [train], [held_out]), 1, rng)["ratio"]
+    found = linear_model_ratio([train], [held_out], rng)
+    assert found == pytest.approx(expected, abs=0.02) and expected < 0.97
+
+
+def test_a_verdict_of_leaning_says_how_far_fitting_alone_goes():
+    train, held_out, new = subjects(60, 1), subjects(60, 2), subjects(60, 3)
+    report = audit(np.clip(0.7 * new + 0.3 * train, -1, 1), train, held_out, permutations=199)
+    ratio = report["spaces"]["voxel"]["linear_model"]["ratio"]
+    assert 0.8 < ratio < 1
+    assert f"comes to {ratio:.2f}" in report["verdict"] and f"{ratio:.3f} (10 components)" in render(report)
 
 
 def accusations(tables: list[np.ndarray], sizes: tuple[int, int, int], seed: int = 0) -> int:
