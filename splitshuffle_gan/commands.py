@@ -249,6 +249,16 @@ def segment(options: Any) -> None:
     print(f"masks in {segment(options)}, each on its scan's own grid; segment.json says what is in them")
 
 
+def utility(options: Any) -> None:
+    """Run `splitshuffle utility`."""
+    from splitshuffle_gan.utility.run import utility
+
+    print(f"\n{utility(options)}")
+    print(
+        f"the same: {options.out}/table.md; all cases: {options.out}/results.jsonl; look at {options.out}/utility.png"
+    )
+
+
 def models(_: ModelsOptions) -> None:
     """Run `splitshuffle models`."""
     from splitshuffle_gan.publish.shelf import overview
@@ -327,6 +337,11 @@ COMMANDS: dict[str, Command] = {
         train_segmenter,
     ),
     "segment": Command("masks of scans as NIfTI", "segmentation.options:SegmentConfig", segment),
+    "utility": Command(
+        "are synthetic pairs good to train on? a segmenter on real, synthetic, both",
+        "utility.options:UtilityConfig",
+        utility,
+    ),
     "experiment": Command(
         "compare ways of training at equal compute", "experiment.options:ExperimentOptions", experiment
     ),

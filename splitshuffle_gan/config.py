@@ -88,7 +88,7 @@ class NetworkConfig:
         conv: kind of the k x k (x k) convolutions, see `splitshuffle_gan.nn.conv`.
         depth_aware: the networks are told the depth of a slice. Generator: its constant and biases are tables over
             depth. Discriminator: a depth channel is added to its input.
-        image_channels: channels of the image, 1 for a scan.
+        image_channels: channels of the image: 1 for a scan, and one more for each structure of a label map beside it.
     """
 
     rank: Literal[2, 3]

@@ -13,6 +13,9 @@ from splitshuffle_gan.errors import UserError
 from splitshuffle_gan.output import whole_file
 from splitshuffle_gan.volume import plane_axes
 
+# Over labels: Okabe and Ito's colours, told apart by the colour-blind.
+TINTS = ((213, 94, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (204, 121, 167), (230, 159, 0), (0, 114, 178))
+TINT_SHARE = 0.4
 BACKGROUND, TEXT, DIM_TEXT = (18, 18, 20), (225, 225, 225), (150, 150, 155)
 GAP, MARGIN, GUTTER, HEADING = 4, 16, 24, 32
 TARGET_WIDTH, MAX_WIDTH = 1600, 4000
@@ -30,6 +33,7 @@ def save_montage(
     columns: int | None = None,
     caption: str | None = None,
     plane: str = "axial",
+    labels: Sequence[np.ndarray] | None = None,
 ) -> Path:
     """Write a dark grey-scale PNG with one tile per volume (or image) and return its path.
 
@@ -42,6 +46,7 @@ def save_montage(
     titles: one line above each tile, cut to its width. caption: text under the whole picture, wrapped.
     columns: tiles per row; by default as many as make a landscape picture that fits a screen's width.
     plane: the one along which the volumes' D axis runs: "axial", "coronal" or "sagittal"; no matter for images.
+    labels: a label map for each volume, whole numbers of the same shape: what is not 0 is tinted, a colour a label.
     The file is written beside `path` under a temporary name and then moved; missing folders are made.
     Raises `UserError` for no volumes, another rank, spacing that is not positive, high <= low, a wrong title count or
     an unknown plane.
@@ -49,7 +54,10 @@ def save_montage(
     volumes = [np.asarray(volume) for volume in volumes]
     spacing = tuple(float(s) for s in spacing)
     _check(volumes, spacing, low, high, titles, columns)
-    tiles = _tiles(*_upright(volumes, spacing, plane), low, high, MAX_WIDTH)
+    if labels is not None:
+        labels = _checked_labels([np.asarray(part) for part in labels], volumes)
+        labels = _upright(labels, spacing, plane)[0]
+    tiles = _tiles(*_upright(volumes, spacing, plane), low, high, MAX_WIDTH, labels)
     columns = min(columns or _columns(len(tiles), *tiles[0].size), len(tiles))
     sheet = _sheet(tiles, columns, titles)
     return _write(_captioned(sheet, caption) if caption else sheet, Path(path))
@@ -122,6 +130,13 @@ def _check(
         raise UserError(f"montage columns is {columns}: give 1 or more")
 
 
+def _checked_labels(labels: list[np.ndarray], volumes: list[np.ndarray]) -> list[np.ndarray]:
+    shapes = [[part.shape for part in parts] for parts in (labels, volumes)]
+    if shapes[0] != shapes[1]:
+        raise UserError(f"montage has labels of shape {shapes[0]} for volumes of {shapes[1]}: give one of each shape")
+    return labels
+
+
 def _views(volume: np.ndarray, spacing: tuple[float, ...]) -> list[tuple[np.ndarray, float, float]]:
     """Each plane, its last row on top, with its height and width in mm; a volume is in axial order (S, A, R)."""
     if volume.ndim == 2:
@@ -138,7 +153,12 @@ def _views(volume: np.ndarray, spacing: tuple[float, ...]) -> list[tuple[np.ndar
 
 
 def _tiles(
-    volumes: list[np.ndarray], spacing: tuple[float, ...], low: float, high: float, widest_tile: int
+    volumes: list[np.ndarray],
+    spacing: tuple[float, ...],
+    low: float,
+    high: float,
+    widest_tile: int,
+    labels: list[np.ndarray] | None = None,
 ) -> list[Image.Image]:
     """All tiles at one scale (pixels per mm), at most about `widest_tile` pixels wide, padded to the largest's size."""
     views = [_views(volume, spacing) for volume in volumes]
@@ -152,6 +172,9 @@ def _tiles(
         [_grey(view, low, high, round(tall * scale), round(wide * scale)) for view, tall, wide in tile]
         for tile in views
     ]
+    if labels is not None:
+        maps = [[view for view, _, _ in _views(part, spacing)] for part in labels]
+        tiles = [list(map(_tinted, *parts)) for parts in zip(tiles, maps, strict=True)]
     size = (
         max(sum(image.width + GAP for image in images) - GAP for images in tiles),
         max(image.height for images in tiles for image in images),
@@ -163,6 +186,18 @@ def _grey(plane: np.ndarray, low: float, high: float, height: int, width: int) -
     unit = np.nan_to_num((plane.astype(np.float64) - low) / (high - low), nan=0.0).clip(0, 1)
     image = Image.fromarray(np.rint(unit * 255).astype(np.uint8))
     return image.resize((max(width, 1), max(height, 1)), Image.Resampling.BICUBIC)
+
+
+def _tinted(image: Image.Image, labels: np.ndarray) -> Image.Image:
+    """The picture with a colour over each label but 0."""
+    colours = np.array([(0, 0, 0), *TINTS], np.uint8)
+    numbers = labels.astype(int)
+    paint = colours[np.where(numbers > 0, (numbers - 1) % len(TINTS) + 1, 0)]
+    paint, where = (
+        Image.fromarray(part).resize(image.size, Image.Resampling.NEAREST)
+        for part in (paint, np.where(numbers > 0, np.uint8(round(255 * TINT_SHARE)), np.uint8(0)))
+    )
+    return Image.composite(paint, image.convert("RGB"), where)
 
 
 def _beside(images: list[Image.Image], size: tuple[int, int]) -> Image.Image:

@@ -116,6 +116,8 @@ class InflateOptions:
 class SampleOptions:
     """Draw synthetic volumes: NIfTI (and DICOM) with true geometry and intensities, a montage, samples.json.
 
+    A generator that was trained with --channels image,label draws pairs: volumes in images/, their masks in labels/.
+
     Attributes:
         checkpoint: a generator that ships (see `splitshuffle models`), its folder, a pair of networks, a training run
             (its latest snapshot) or a hub id.

@@ -15,18 +15,13 @@ from tqdm import tqdm
 
 from splitshuffle_gan import __version__
 from splitshuffle_gan.checkpoint import find_checkpoint
-from splitshuffle_gan.data.place import Target, place, read_target, write_placed
-from splitshuffle_gan.data.readers.nifti import read_nifti, write_nifti
+from splitshuffle_gan.data.place import Target, read_target
 from splitshuffle_gan.devices import start_compiler, use_all_cores, wants_cpu
 from splitshuffle_gan.errors import UserError
+from splitshuffle_gan.label_channels import from_channels, structures_of
 from splitshuffle_gan.models.generator import Generator
-from splitshuffle_gan.montage import save_montage
 from splitshuffle_gan.output import refuse_existing, whole_folder, write_json
-from splitshuffle_gan.volume import IntensityMap, Volume
-
-MONTAGE_VOLUMES, MONTAGE_SIDE = 16, 256  # larger volumes are thinned out before they are drawn
-MIN_WHOLE_RANGE = 256  # source units; below it rounding to whole numbers would show
-DESCRIPTION = "synthetic volume, splitshuffle_gan"
+from splitshuffle_gan.sample_files import DESCRIPTION, SampleFiles, stored_type
 
 
 def latent_of_seed(seed: int, z_dim: int) -> Tensor:
@@ -48,18 +43,25 @@ def mix_styles(coarse: Tensor, fine: Tensor, layers: int) -> Tensor:
 
 
 @torch.no_grad()
-def draw(generator: Generator, ws: Tensor, noise_mode: str = "const") -> np.ndarray:
-    """One image from one row of styles `[1, num_ws, w_dim]`: float32 `[D, H, W]` in [-1, 1].
+def draw_channels(generator: Generator, ws: Tensor, noise_mode: str = "const") -> np.ndarray:
+    """All channels from one row of styles `[1, num_ws, w_dim]`: float32 `[C, D, H, W]`, the image, in [-1, 1], first.
 
-    A depth-aware generator of rank 2 draws all its slices, one volume; a depth-blind one draws `[H, W]`.
+    A depth-aware generator of rank 2 draws all its slices, one volume; a depth-blind one draws `[C, H, W]`.
     """
     config = generator.config
     if config.rank == 2 and config.depth_aware:
         depth = torch.arange(config.shape[0], device=ws.device)
-        image = generator.synthesize(ws.expand(len(depth), -1, -1), noise_mode, depth)[:, 0]
+        channels = generator.synthesize(ws.expand(len(depth), -1, -1), noise_mode, depth).transpose(0, 1)
     else:
-        image = generator.synthesize(ws, noise_mode)[0, 0]
-    return image.float().clamp(-1, 1).cpu().numpy()
+        channels = generator.synthesize(ws, noise_mode)[0]
+    channels = channels.float().cpu().numpy()
+    # Not the channels of a label map: where two structures went beyond 1, the greater one counts.
+    return np.concatenate((channels[:1].clip(-1, 1), channels[1:]))
+
+
+def draw(generator: Generator, ws: Tensor, noise_mode: str = "const") -> np.ndarray:
+    """The image alone, `[D, H, W]` in [-1, 1]; else as `draw_channels`."""
+    return draw_channels(generator, ws, noise_mode)[0]
 
 
 def sample(
@@ -72,6 +74,16 @@ def sample(
     """
     for seed in seeds:
         yield draw(generator, styles_of_seed(generator, seed, truncation_psi), noise_mode)
+
+
+def sample_pairs(
+    generator: Generator, seeds: Iterable[int], truncation_psi: float = 1.0, noise_mode: str = "const"
+) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+    """As `sample`, each image with its label map, uint8 `[D, H, W]`; None from a generator that draws images alone."""
+    structures = structures_of(generator.geometry)
+    for seed in seeds:
+        channels = draw_channels(generator, styles_of_seed(generator, seed, truncation_psi), noise_mode)
+        yield channels[0], from_channels(channels[1:], structures) if structures else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,9 +143,11 @@ class SampleConfig:
 def write_samples(config: SampleConfig) -> Path:
     """Draw volumes and write `*.nii.gz`, `montage.png` and `samples.json` into the folder `config.out`.
 
+    Where the generator draws label maps as well, volumes are in `images/` and their label maps, uint8, under the same
+    names in `labels/`, where `prepare --labels auto` finds them.
     Each file has the training set's spacing and an RAS affine, and intensities in its units, as `stored_type` says:
     int16 for HU, float32 for percentiles; with `like`, grid, place on disk and range of percentiles are that scan's.
-    With `dicom`, the series of `seed0000.nii.gz` is in the folder `seed0000.dicom`.
+    With `dicom`, the series of `seed0000.nii.gz` is in the folder `seed0000.dicom`, without label maps.
     Under a launcher the volumes are shared out among the processes.
 
     Raises:
@@ -150,44 +164,26 @@ def write_samples(config: SampleConfig) -> Path:
     generator = Generator.from_pretrained(path).to(state.device)
     check_volumes(generator, path)
     target = read_target(config.like, generator.geometry) if config.like else None
-    geometry = target.geometry if target else generator.geometry
     series = _series(config, generator, path, target) if config.dicom else None
     jobs = _jobs(generator, config)
     with ExitStack() as stack:
         building = [str(stack.enter_context(whole_folder(config.out))) if state.is_main_process else ""]
-        folder = Path(broadcast_object_list(building)[0])
+        files = SampleFiles(Path(broadcast_object_list(building)[0]), generator.geometry, target, series)
         mine = list(jobs.items())[state.process_index :: state.num_processes]
         for name, styles in tqdm(mine, desc="sample", unit="volume", disable=not state.is_main_process):
             # Only noise_mode "random" draws from this; the name decides, so that processes cannot change it.
             torch.manual_seed(int.from_bytes(name.encode()[-7:], "big"))
-            image = draw(generator, styles(), config.noise_mode)
-            if not np.isfinite(image).all():
+            channels = draw_channels(generator, styles(), config.noise_mode)
+            if not np.isfinite(channels).all():
                 raise UserError(f"{path}: {name} has voxels that are NaN; its weights are broken, take another")
-            if target:
-                volume = place(image, generator.geometry["spacing"], target)
-            else:
-                volume = to_volume(image, generator.geometry)
-            _write(volume, folder, name, geometry, target, series)
+            files.write(name, channels)
         state.wait_for_everyone()
         if state.is_main_process:
-            _picture(folder, list(jobs), geometry, config)
-            record = _record(config, path, generator, list(jobs))
-            write_json(folder / "samples.json", record | _whereabouts(geometry, target, series, list(jobs)))
+            files.picture(list(jobs), f"synthetic volumes, truncation_psi {config.truncation_psi:g}")
+            record = _record(config, path, generator, list(jobs), files)
+            write_json(files.folder / "samples.json", record | _whereabouts(files, list(jobs)))
     state.wait_for_everyone()
     return config.out
-
-
-def to_volume(image: np.ndarray, geometry: dict) -> Volume:
-    """An image `[D, H, W]` in [-1, 1] in the place and the units of the training set."""
-    values = IntensityMap(**geometry["intensity"]).from_unit(image)
-    return Volume(values[None], np.asarray(geometry["affine"]))
-
-
-def stored_type(intensity: dict) -> type:
-    """int16 for a window as of CT, which whole numbers resolve and int16 holds; float32 for any other range."""
-    low, high = intensity["low"], intensity["high"]
-    whole = intensity["kind"] == "window" and high - low >= MIN_WHOLE_RANGE and -(2**15) <= low and high < 2**15
-    return np.int16 if whole else np.float32
 
 
 def check_volumes(generator: Generator, path: str) -> None:
@@ -196,6 +192,10 @@ def check_volumes(generator: Generator, path: str) -> None:
         raise UserError(f"{path}: has no geometry, so its samples have no spacing and no units; train it on a dataset")
     if generator.config.rank == 2 and not generator.config.depth_aware:
         raise UserError(f"{path}: is a 2D generator that does not know depth, so it has no volumes; inflate it first")
+    named, channels = structures_of(generator.geometry), generator.config.image_channels
+    if channels != 1 + len(named):
+        found = f"{channels} channels, but its geometry has the labels {', '.join(map(str, named)) or 'of none'}"
+        raise UserError(f"{path}: draws {found}; one for the image and one for each label are wanted: train it again")
 
 
 def _jobs(generator: Generator, config: SampleConfig) -> dict[str, Callable[[], Tensor]]:
@@ -247,39 +247,7 @@ def _series(config: SampleConfig, generator: Generator, path: str, target: Targe
     }
 
 
-def _write(volume: Volume, folder: Path, name: str, geometry: dict, target: Target | None, series: dict | None) -> None:
-    """One sample, as NIfTI and, where `series` is given, as DICOM."""
-    path, kind = folder / f"{name}.nii.gz", stored_type(geometry["intensity"])
-    if target:
-        write_placed(volume, target, path, kind, DESCRIPTION)
-    else:
-        write_nifti(volume, path, kind, DESCRIPTION)
-    if series:
-        from splitshuffle_gan.data.dicom_out import write_dicom  # only where it is wanted
-
-        write_dicom(volume, folder / f"{name}.dicom", name=name, **series)
-
-
-def _picture(folder: Path, names: list[str], geometry: dict, config: SampleConfig) -> None:
-    names = names[:MONTAGE_VOLUMES]
-    volumes, step = [], 1
-    for name in names:
-        array = read_nifti(folder / f"{name}.nii.gz", geometry["plane"]).array[0]
-        step = -(-max(array.shape) // MONTAGE_SIDE)
-        volumes.append(np.ascontiguousarray(array[::step, ::step, ::step]))
-    save_montage(
-        volumes,
-        folder / "montage.png",
-        spacing=[length * step for length in geometry["spacing"]],
-        low=geometry["intensity"]["low"],
-        high=geometry["intensity"]["high"],
-        titles=names,
-        plane=geometry["plane"],
-        caption=f"synthetic volumes, truncation_psi {config.truncation_psi:g}",
-    )
-
-
-def _record(config: SampleConfig, path: str, generator: Generator, names: list[str]) -> dict:
+def _record(config: SampleConfig, path: str, generator: Generator, names: list[str], files: SampleFiles) -> dict:
     return {
         "created_with": __version__,
         "torch": torch.__version__,
@@ -290,15 +258,17 @@ def _record(config: SampleConfig, path: str, generator: Generator, names: list[s
         "style_mix": config.style_mix,
         "mix_layers": config.mix_layers,
         "interpolate": config.interpolate,
-        "files": [f"{name}.nii.gz" for name in names],
+        "files": [files.image(name).as_posix() for name in names],
+        "labels": [files.label(name).as_posix() for name in names] if files.structures else None,
         "synthetic": True,
     }
 
 
-def _whereabouts(geometry: dict, target: Target | None, series: dict | None, names: list[str]) -> dict:
+def _whereabouts(files: SampleFiles, names: list[str]) -> dict:
     """Grid and units of the files, and where these come from."""
+    target, series = files.target, files.series
     return {
-        "geometry": geometry,
+        "geometry": files.written,
         "like": {"path": str(target.path), "sha256": target.sha256, "shape": target.shape} if target else None,
         "dicom": {**series, "folders": [f"{name}.dicom" for name in names]} if series else None,
     }

@@ -111,14 +111,21 @@ def check_geometry(geometry: object, source: str) -> dict:
         "affine": lambda value: np.shape(value) == (4, 4) and np.isfinite(value).all() and np.linalg.det(value) != 0,
         "intensity": lambda value: IntensityMap(**value) is not None,
     }
+    if "labels" in geometry:  # of a network that draws label maps beside its images
+        checks["labels"] = _are_structures
     for field, good in checks.items():
         try:
             fine = field in geometry and good(geometry[field])
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, IndexError):
             fine = False
         if not fine:
             raise UserError(f"{source}: geometry has {field} {geometry.get(field)!r}, which is missing or not usable")
     return geometry
+
+
+def _are_structures(labels: object) -> bool:
+    whole = isinstance(labels, list) and all(type(label) is int for label in labels)
+    return whole and labels == sorted(set(labels)) and 0 < labels[0] and labels[-1] <= 255
 
 
 def from_xyz(array: np.ndarray, affine: np.ndarray, plane: str) -> Volume:

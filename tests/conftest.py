@@ -46,6 +46,24 @@ def tiny_dataset(tmp_path_factory) -> Path:
     return prepare(PrepareConfig(folder / "scans", folder / "dataset", TINY_SHAPE, window=(0, 1000), workers=1))
 
 
+@pytest.fixture(scope="session")
+def tiny_pairs(tmp_path_factory) -> Path:
+    """Six prepared volumes of TINY_SHAPE with labels: an ellipsoid of label 2, a core of label 5 in it."""
+    folder = tmp_path_factory.mktemp("pairs")
+    rng, affine = np.random.default_rng(0), np.diag([*TINY_SPACING[::-1], 1.0])
+    grid = np.stack(np.meshgrid(*[np.linspace(-1, 1, side) for side in TINY_SHAPE[::-1]], indexing="ij"))  # x, y, z
+    for part in ("images", "labels"):
+        (folder / part).mkdir()
+    for number in range(6):
+        radius = np.sqrt(np.square(grid - rng.uniform(-0.15, 0.15, (3, 1, 1, 1))).sum(0)) / rng.uniform(0.7, 0.9)
+        label = np.select([radius < 0.5, radius < 1], [5, 2], 0).astype(np.uint8)
+        scan = label * rng.uniform(150, 190) + rng.uniform(0, 20, label.shape)
+        for part, array in (("images", scan.astype(np.float32)), ("labels", label)):
+            nib.save(nib.Nifti1Image(array, affine), folder / part / f"{number}.nii.gz")
+    config = {"window": (0, 1000), "workers": 1, "labels": "auto"}
+    return prepare(PrepareConfig(folder / "images", folder / "dataset", TINY_SHAPE, **config))
+
+
 @pytest.fixture
 def cpu(monkeypatch) -> None:
     """Train on the CPU, each test with an Accelerate of its own.

@@ -31,6 +31,7 @@ SCRIPTS = {
     "evaluate/benchmark.py": "benchmark",
     "evaluate/score.py": "score",
     "evaluate/validate_extractor.py": "validate-extractor",
+    "evaluate/utility.py": "utility",
     "train/extractor.py": "extractor",
     "train/segment2d.py": "segment2d",
     "train/segment3d.py": "segment3d",

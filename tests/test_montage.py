@@ -163,3 +163,42 @@ def test_beside_each_other_volumes_are_seen_from_where_a_montage_sees_them(tmp_p
 def test_one_side_alone_is_no_comparison(tmp_path):
     with pytest.raises(UserError, match="montage of 0 beside 2 volumes: give at least one on each side"):
         save_beside([], np.zeros((2, 4, 4, 4)), tmp_path / "m.png", ("made", "real"))
+
+
+def test_labels_are_tinted_where_they_are(tmp_path):
+    image, labels = np.full((16, 16), 0.5), np.zeros((16, 16), np.uint8)
+    labels[12:, 12:], labels[:4, :8] = 1, 5  # top right; left half of the bottom
+    picture = pixels(save_montage([image], tmp_path / "m.png", low=0, labels=[labels])).astype(int)
+    rows, columns = (np.flatnonzero((picture != BACKGROUND).any(2).any(axis)) for axis in (1, 0))
+    tile = picture[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    tile = tile[2 :: len(tile) // 16, 2 :: len(tile[0]) // 16][:16, :16][::-1]  # a pixel a voxel, upright
+    tinted = np.ptp(tile, axis=2) > 20
+    np.testing.assert_array_equal(tinted, labels > 0)
+    assert (tile[labels == 0] == 128).all()
+    colours = [np.unique(tile[labels == label], axis=0) for label in (1, 5)]
+    assert [len(colour) for colour in colours] == [1, 1] and np.abs(colours[0] - colours[1]).max() > 20
+
+
+def test_labels_of_volumes_follow_the_views(tmp_path):
+    volume, labels = np.full((8, 16, 12), 0.2), np.zeros((8, 16, 12), np.uint8)
+    labels[6:, 8:, 6:] = 3  # superior, anterior, right: the half that each central plane goes through
+    plain = pixels(save_montage([volume], tmp_path / "plain.png", low=0))
+    tinted = pixels(save_montage([volume], tmp_path / "m.png", low=0, labels=[labels]))
+    changed = (plain != tinted).any(2)
+    edges = np.flatnonzero(np.diff(np.pad((plain != BACKGROUND).any(2).any(0).astype(int), 1))).reshape(-1, 2)
+    found = []
+    for left, right in edges:
+        rows = np.flatnonzero((plain[:, left:right] != BACKGROUND).any(2).any(1))
+        view = changed[rows[0] : rows[-1] + 1, left:right]
+        found.append(view.mean())
+        if view.any():
+            at = np.argwhere(view).mean(0) / view.shape
+            assert at[0] < 0.5 < at[1]
+    assert found == pytest.approx([0, 2 / 8 / 2, 2 / 8 / 2], abs=0.03)  # the axial one lies below
+
+
+def test_labels_of_another_shape_are_refused(tmp_path):
+    with pytest.raises(UserError, match="montage has labels of shape"):
+        save_montage([np.zeros((4, 4))], tmp_path / "m.png", labels=[np.zeros((4, 5))])
+    with pytest.raises(UserError, match="montage has labels of shape"):
+        save_montage([np.zeros((4, 4))] * 2, tmp_path / "m.png", labels=[np.zeros((4, 4))])

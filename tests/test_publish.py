@@ -235,6 +235,15 @@ def test_the_card_follows_the_files(published, tmp_path):
         model_card(folder, "tiny-phantom")
 
 
+def test_the_card_of_pairs_says_where_the_label_maps_are(published, tmp_path):
+    folder = Path(shutil.copytree(published, tmp_path / "tiny-phantom"))
+    assert "labels/" not in model_card(folder, "tiny-phantom")
+    header = read(folder, "config.json")
+    header["geometry"]["labels"] = [2, 5]
+    (folder / "config.json").write_text(json.dumps(header))
+    assert "Each comes with a label map of 2, 5: volumes are in images/" in model_card(folder, "tiny-phantom")
+
+
 def test_it_is_sampled_by_name(shelf, run, cpu, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     outcome = run("sample", "tiny-phantom", "--seeds", "0-1", "--out", "volumes")

@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 from splitshuffle_gan.data.manifest import FORMAT, VERSION
 from splitshuffle_gan.data.store import REMEDY, Rows, Shards, open_rows
 from splitshuffle_gan.errors import UserError
+from splitshuffle_gan.label_channels import to_channels
 from splitshuffle_gan.volume import PLANES, check_geometry, grid_affine, grid_centre
 
 FIELDS = {
@@ -64,12 +65,23 @@ class PreparedDataset:
         """Changes with any prepared voxel."""
         return self.manifest["data_hash"]
 
-    def geometry(self) -> dict:
+    @property
+    def structures(self) -> tuple[int, ...]:
+        """The labels but 0, ascending; empty where no label maps were given."""
+        return tuple(sorted(set(self.manifest.get("labels", {}).get("values", ())) - {0}))
+
+    @property
+    def labels_hash(self) -> str | None:
+        """Changes with any label of any voxel; None where no label maps were given."""
+        return self.manifest.get("labels", {}).get("data_hash")
+
+    def geometry(self, labels: bool = False) -> dict:
         """What must travel with a generator so that its samples can be written truly; plain JSON.
 
         spacing: mm, (D, H, W). plane. affine: 4x4 nested lists, array index -> RAS mm, axis-aligned, its middle the
         median of the volumes' own. intensity: the fields of an `IntensityMap`; for percentiles, the medians of the
-        volumes' bounds.
+        volumes' bounds. With `labels`, for a generator that draws label maps as well, labels: the structures, in the
+        order of their channels.
         """
         centres = [grid_centre(entry["affine"], self.shape) for entry in self.manifest["volumes"]]
         affine = grid_affine(self.shape, self.spacing, self.plane, np.median(centres, axis=0))
@@ -81,20 +93,24 @@ class PreparedDataset:
             "plane": self.plane,
             "affine": affine.tolist(),
             "intensity": {"kind": intensity["mode"], "low": low, "high": high},
+            **({"labels": list(self.structures)} if labels else {}),
         }
 
 
 class VolumeDataset(Dataset):
-    """Whole volumes: item i is {"image": float32 tensor `[1, D, H, W]` in [-1, 1]}."""
+    """Whole volumes: item i is {"image": float32 tensor `[1, D, H, W]` in [-1, 1]}.
 
-    def __init__(self, prepared: PreparedDataset):
-        self.prepared = prepared
+    With `labels` the channels of the label map come behind that of the image, see `label_channels`.
+    """
+
+    def __init__(self, prepared: PreparedDataset, labels: bool = False):
+        self.prepared, self.labels = prepared, labels
 
     def __len__(self) -> int:
         return len(self.prepared)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        return {"image": torch.from_numpy(np.array(self.prepared.volumes[index]))}
+        return {"image": _channels(self.prepared, (index, slice(None)), self.labels)}
 
 
 class SliceDataset(Dataset):
@@ -103,12 +119,13 @@ class SliceDataset(Dataset):
     Near-empty slices are passed over: those whose standard deviation is below `min_contrast` times that of the same
     volume's most contrasted slice. Padding, air and faint noise are; a slice with a few bright per cent is not.
     `index` is int64 `[items, 2]`: volume and depth. Raises UserError when `min_contrast` is outside 0..1.
+    With `labels` the channels of the label map come behind that of the image, see `label_channels`.
     """
 
-    def __init__(self, prepared: PreparedDataset, min_contrast: float = 0.1):
+    def __init__(self, prepared: PreparedDataset, min_contrast: float = 0.1, labels: bool = False):
         if not 0 <= min_contrast <= 1:
             raise UserError(f"min_contrast: {min_contrast}; a number from 0 (every slice) to 1 is wanted")
-        self.prepared = prepared
+        self.prepared, self.labels = prepared, labels
         contrast = np.array([entry["slice_std"] for entry in prepared.manifest["volumes"]])
         self.index = np.argwhere(contrast >= min_contrast * contrast.max(axis=1, keepdims=True))
 
@@ -117,8 +134,16 @@ class SliceDataset(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         volume, depth = self.index[index]
-        image = np.array(self.prepared.volumes[volume, :, depth])
-        return {"image": torch.from_numpy(image), "depth": torch.tensor(depth, dtype=torch.int64)}
+        image = _channels(self.prepared, (volume, slice(None), depth), self.labels)
+        return {"image": image, "depth": torch.tensor(depth, dtype=torch.int64)}
+
+
+def _channels(prepared: PreparedDataset, place: tuple, labels: bool) -> torch.Tensor:
+    """What lies at `place` in the arrays, the image's channel and, if asked for, those of the label map."""
+    image = np.array(prepared.volumes[place])
+    if labels:
+        image = np.concatenate((image, to_channels(prepared.labels[place][0], prepared.structures)))
+    return torch.from_numpy(image)
 
 
 def open_dataset(folder: Path) -> PreparedDataset:

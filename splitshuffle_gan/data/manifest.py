@@ -58,6 +58,31 @@ def part_of_manifest(manifest: dict, rows: list[int], shards: list[int] | None) 
     return part | {"volumes": volumes, "skipped": []}
 
 
+def union_of_manifests(manifests: list[dict], shards: list[int]) -> dict:
+    """The manifest of a dataset of all volumes of those of `manifests`, one after the other, in files of `shards` rows.
+
+    What must be alike is that of the first; "union_of" names the parts by their hashes.
+    """
+    volumes = [entry for manifest in manifests for entry in manifest["volumes"]]
+    intensity = manifests[0]["intensity"]
+    if intensity["mode"] == "percentiles":
+        low, high = np.median([[v["intensity"]["low"], v["intensity"]["high"]] for v in volumes], axis=0).tolist()
+        intensity = intensity | {"source_low": low, "source_high": high}
+    hashes = [manifest["data_hash"] for manifest in manifests]
+    union = {key: value for key, value in manifests[0].items() if key not in ("part_of", "labels")} | {
+        "intensity": intensity,
+        "count": len(volumes),
+        "data_hash": _hash_of(volumes),
+        "created_with": {"splitshuffle_gan": __version__, "union_of": hashes},
+        "union_of": hashes,
+        "shards": shards,
+    }
+    if all("labels" in manifest for manifest in manifests):
+        kinds = sorted({manifest["labels"]["resample"] for manifest in manifests})
+        union["labels"] = _labels(volumes, " and ".join(kinds))
+    return union | {"volumes": volumes, "skipped": []}
+
+
 def _labels(volumes: list[dict], resample: str) -> dict:
     entries = [entry["labels"] for entry in volumes]
     values = sorted({value for entry in entries for value in entry["values"]})

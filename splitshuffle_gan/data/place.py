@@ -8,6 +8,7 @@ import nibabel as nib
 import numpy as np
 from nibabel.orientations import apply_orientation, io_orientation
 
+from splitshuffle_gan.data.labels import resample_labels
 from splitshuffle_gan.data.readers.nifti import DESCRIPTION_BYTES, read_nifti
 from splitshuffle_gan.data.recipe import DEFAULT_PERCENTILES
 from splitshuffle_gan.data.resample import resample
@@ -65,6 +66,7 @@ def read_target(path: Path, geometry: dict) -> Target:
             raise UserError(f"like: {path}: {found}; give a scan with contrast")
         intensity |= {"low": low, "high": high}
     placed = {
+        **geometry,
         "spacing": list(scan.spacing),
         "plane": geometry["plane"],
         "affine": scan.affine.tolist(),
@@ -82,15 +84,32 @@ def place(image: np.ndarray, spacing: tuple[float, float, float], target: Target
     spacings are the same it is moved by whole voxels, up to half a voxel off the middle, and keeps its values. Around
     it lies the lower intensity bound.
     """
-    step = np.asarray(target.geometry["spacing"]) / np.asarray(spacing)
-    same = np.abs(step - 1) < SAME_SPACING
-    step = np.where(same, 1.0, step)
-    offset = (np.asarray(image.shape) - 1) / 2 - step * (np.asarray(target.shape) - 1) / 2
-    # Upwards: seen from the scan that is downwards, as in `prepare`, so that its voxels come back where they were.
-    unit = resample(image, step, np.where(same, np.ceil(offset), offset), target.shape, -1.0)
+    unit = resample(image, *_grid_in(image.shape, spacing, target), target.shape, -1.0)
     bounds = IntensityMap(**target.geometry["intensity"])
     values = np.clip(bounds.from_unit(unit), bounds.low, bounds.high)
     return Volume(values[None], np.asarray(target.geometry["affine"]))
+
+
+def place_labels(labels: np.ndarray, spacing: tuple[float, float, float], target: Target) -> Volume:
+    """The label map uint8 `[D, H, W]` of an image, where `place` puts the image; 0 around it.
+
+    Between voxels each takes the label that weighs most once every label is interpolated by itself.
+    """
+    step, offset = _grid_in(labels.shape, spacing, target)
+    placed = resample_labels(labels, step, offset, target.shape, "linear")
+    return Volume(placed[None], np.asarray(target.geometry["affine"]))
+
+
+def _grid_in(
+    shape: tuple[int, int, int], spacing: tuple[float, float, float], target: Target
+) -> tuple[np.ndarray, np.ndarray]:
+    """Step and offset of the target's grid, in voxels of an array of `shape` that lies on its middle."""
+    step = np.asarray(target.geometry["spacing"]) / np.asarray(spacing)
+    same = np.abs(step - 1) < SAME_SPACING
+    step = np.where(same, 1.0, step)
+    offset = (np.asarray(shape) - 1) / 2 - step * (np.asarray(target.shape) - 1) / 2
+    # Upwards: seen from the scan that is downwards, as in `prepare`, so that its voxels come back where they were.
+    return step, np.where(same, np.ceil(offset), offset)
 
 
 def write_placed(volume: Volume, target: Target, path: Path, dtype: type, description: str = "") -> Path:

@@ -93,7 +93,7 @@ class Rows:
         folder.mkdir(exist_ok=True)
         for (i, chosen), path in zip(kept, result.paths(), strict=True):
             if len(chosen) == self.counts[i]:
-                _link(self.paths()[i], path)
+                link(self.paths()[i], path)
                 continue
             with open(path, "wb") as file:
                 file.write(self._header(len(chosen)))
@@ -189,7 +189,7 @@ def _open_part(path: Path, wanted: tuple[int, ...], dtype: str) -> np.memmap:
     return part
 
 
-def _link(source: Path, target: Path) -> None:
+def link(source: Path, target: Path) -> None:
     """A second name for a file; a copy where the file system knows no links."""
     try:
         os.link(source, target)

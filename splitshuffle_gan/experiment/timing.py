@@ -17,12 +17,12 @@ from splitshuffle_gan import __version__
 from splitshuffle_gan.benchmark.cases import OneProcess
 from splitshuffle_gan.benchmark.clock import milliseconds, summary, take_turns
 from splitshuffle_gan.benchmark.setting import Compilation, Setting, available_dtypes, describe, find_device
-from splitshuffle_gan.data.dataset import PreparedDataset, SliceDataset, VolumeDataset, open_dataset
+from splitshuffle_gan.data.dataset import PreparedDataset, VolumeDataset, open_dataset
 from splitshuffle_gan.devices import resolve_precision
 from splitshuffle_gan.experiment.plan import typed
 from splitshuffle_gan.output import write_json
-from splitshuffle_gan.training.loop import build_networks
 from splitshuffle_gan.training.options import TrainConfig
+from splitshuffle_gan.training.pair import build_networks, items_of
 from splitshuffle_gan.training.step import PL_INTERVAL, Trainer
 
 REPETITIONS = 7
@@ -77,8 +77,7 @@ def make_timed(training: dict, dataset: PreparedDataset, device: torch.device) -
     pair = build_networks(config, training["rank"], dataset)
     trainer = Trainer(config, dataset.spacing, *pair, OneProcess(device, precision))
     trainer.adaptive.p = AUGMENTED if config.augment_target > 0 else 0.0
-    items = SliceDataset(dataset) if training["rank"] == 2 else VolumeDataset(dataset)
-    batch = _batch(items, config.batch_size)
+    batch = _batch(items_of(config, training["rank"], dataset), config.batch_size)
     intervals = {"r1": config.r1_interval} | ({"path": PL_INTERVAL} if config.pl_weight else {})
     return TimedStep(trainer, batch, precision, device, intervals, config.compile)
 

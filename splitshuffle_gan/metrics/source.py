@@ -2,7 +2,7 @@
 
 A prepared dataset is read as it is. A folder that `splitshuffle sample` wrote is mapped back exactly, by its
 samples.json. Any other scans go through the intensity rule of the set they are compared with. A generator is sampled on
-the fly, one volume per seed.
+the fly, one volume per seed. Label maps that come with samples, or that a generator draws, are left aside.
 """
 
 import json
@@ -23,6 +23,7 @@ from splitshuffle_gan.devices import wants_cpu
 from splitshuffle_gan.errors import UserError
 from splitshuffle_gan.metrics.volume_set import OUTERMOST, IntensityRule, VolumeSet
 from splitshuffle_gan.models.generator import Generator
+from splitshuffle_gan.sample_files import IMAGES
 from splitshuffle_gan.sampler import check_volumes, draw, styles_of_seed
 from splitshuffle_gan.volume import IntensityMap, check_geometry, plane_axes
 
@@ -254,10 +255,12 @@ def _from_scans(folder: Path, frame: tuple[str, IntensityRule], record: dict | N
 
 def _samples_in(folder: Path) -> list[Scan]:
     # Not searched for: the DICOM series that may lie beside a sample are the same volume once more.
-    paths = sorted(path for path in folder.iterdir() if is_nifti(path) and not path.name.startswith("."))
+    # Volumes that have label maps are in a folder of their own.
+    images = folder / IMAGES if (folder / IMAGES).is_dir() else folder
+    paths = sorted(path for path in images.iterdir() if is_nifti(path) and not path.name.startswith("."))
     if not paths:
         raise UserError(f"{folder}: holds samples.json, but no .nii.gz file; sample again")
-    return [scan for path in paths for scan in nifti_scans(path, path.name)]
+    return [scan for path in paths for scan in nifti_scans(path, path.relative_to(folder).as_posix())]
 
 
 def _from_checkpoint(path: str | Path, count: int, truncation_psi: float, seed: int) -> VolumeSet:

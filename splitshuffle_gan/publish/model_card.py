@@ -63,11 +63,16 @@ def _grid(header: dict) -> str:
 
 
 def _use(name: str, header: dict) -> str:
+    labels = ", ".join(map(str, header["geometry"].get("labels", ())))
+    pairs = (
+        f" Each comes with a label map of {labels}: volumes are in images/, label maps in labels/." if labels else ""
+    )
     return (
         f"## Use\n\n```bash\nsplitshuffle sample {name} --seeds 0-7 --out volumes\n```\n\n"
         "```python\nfrom splitshuffle_gan import Generator\n\n"
         f'generator = Generator.from_pretrained("{name}")\n```\n\n'
-        f"The volumes are NIfTI with the spacing and the place of the training scans, intensities {_units(header)}. "
+        f"The volumes are NIfTI with the spacing and the place of the training scans, intensities {_units(header)}."
+        f"{pairs} "
         "A seed is a volume, the same on every machine but for rounding. Without `--truncation-psi 1` the volumes are "
         "less varied and cleaner than those that were scored."
     )

@@ -102,7 +102,12 @@ class AdaptiveP:
 
 
 def augment(
-    images: Tensor, p: float, config: AugmentConfig, generator: torch.Generator, spacing: Sequence[float] = (1.0, 1.0)
+    images: Tensor,
+    p: float,
+    config: AugmentConfig,
+    generator: torch.Generator,
+    spacing: Sequence[float] = (1.0, 1.0),
+    labels: int = 0,
 ) -> Tensor:
     """Apply every transform of `config` to every sample independently with probability p.
 
@@ -111,6 +116,7 @@ def augment(
     p: 0 to 1; 0 returns `images` itself.
     spacing: voxel size in mm in array order, (H, W) or (D, H, W), so that rotations are rigid in mm.
     generator: source of all randomness, on any device (one on the images' device is fastest for large noise).
+    labels: how many channels at the end are those of a label map: they move with the image, and that is all.
     Returns the images in the same shape, dtype and device, not clipped; computed in float32, whatever autocast says.
     A sample on which no transform fires keeps its values exactly. Beyond the border the image is mirrored.
     """
@@ -123,8 +129,9 @@ def augment(
         return images
     draw = _Draw(len(images), p, generator)
     out = _geometry(images.float(), config, draw, spacing)
-    out = _intensity(out, config, draw)
-    return _noise(out, config, draw).to(images.dtype)
+    scans, maps = out.split((out.shape[1] - labels, labels), dim=1)
+    scans = _noise(_intensity(scans, config, draw), config, draw)
+    return (torch.cat((scans, maps), dim=1) if labels else scans).to(images.dtype)
 
 
 def jitter(images: Tensor, voxels: int, generator: torch.Generator) -> Tensor:

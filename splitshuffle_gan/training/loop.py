@@ -16,16 +16,15 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from splitshuffle_gan import __version__
-from splitshuffle_gan.config import DiscriminatorConfig, GeneratorConfig
-from splitshuffle_gan.data.dataset import PreparedDataset, SliceDataset, VolumeDataset, open_dataset
+from splitshuffle_gan.data.dataset import PreparedDataset, open_dataset
 from splitshuffle_gan.devices import make_accelerator, start_compiler
 from splitshuffle_gan.errors import UserError
-from splitshuffle_gan.models.discriminator import Discriminator, group_within
-from splitshuffle_gan.models.generator import Generator
+from splitshuffle_gan.models.discriminator import group_within
 from splitshuffle_gan.montage import save_montage
 from splitshuffle_gan.output import refuse_existing, whole_folder, write_json
-from splitshuffle_gan.sampler import sample
+from splitshuffle_gan.sampler import sample_pairs
 from splitshuffle_gan.training.options import TrainConfig
+from splitshuffle_gan.training.pair import build_networks, items_of
 from splitshuffle_gan.training.state import cut_log, load_state, save_state
 from splitshuffle_gan.training.step import Trainer
 from splitshuffle_gan.training.stream import BatchStream
@@ -61,37 +60,6 @@ def train(config: TrainConfig, rank: int) -> Path:
     return run.loop()
 
 
-def build_networks(
-    config: TrainConfig, rank: int, dataset: PreparedDataset, state: dict | None = None
-) -> tuple[Generator, Discriminator]:
-    """The pair of a saved `state`, of `config.init`, or fresh ones of the dataset's shape; the same in every process.
-
-    Those of a saved state have its configs only; `Trainer.load_state_dict` brings the weights.
-    """
-    pair = []
-    for model_class, config_class in ((Generator, GeneratorConfig), (Discriminator, DiscriminatorConfig)):
-        given = config.network.given(config_class)
-        if state is not None:
-            saved = config_class.from_dict(state[model_class.__name__.lower()])
-            model = model_class(saved, dataset.geometry())
-        elif config.init is None:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(config.seed + len(pair))
-                model = model_class(config_class(rank=rank, shape=dataset.shape, **given), dataset.geometry())
-        else:
-            model = model_class.from_pretrained(config.init)
-            wanted = {"rank": rank, "shape": dataset.shape, **given}
-            for name, value in wanted.items():
-                if getattr(model.config, name) != value:
-                    raise UserError(
-                        f"{name}: {config.init} has {getattr(model.config, name)!r}, this run wants {value!r}. "
-                        "Use a matching checkpoint, dataset or option."
-                    )
-            model.geometry = dataset.geometry()
-        pair.append(model)
-    return tuple(pair)
-
-
 class Run:
     """The files, the clock and the status of one run."""
 
@@ -100,7 +68,8 @@ class Run:
     ) -> None:
         self.config, self.rank, self.trainer, self.dataset = config, rank, trainer, dataset
         self.accelerator, self.out = accelerator, config.out.resolve() if config.out.is_symlink() else config.out
-        self.items = SliceDataset(dataset) if rank == 2 else VolumeDataset(dataset)
+        self.items = items_of(config, rank, dataset)
+        self.labels_hash = dataset.labels_hash if config.labelled else None
         self.elapsed = 0.0  # seconds of training, earlier parts of a resumed run included
         self.last_snapshot: Path | None = None
 
@@ -125,13 +94,14 @@ class Run:
         if state["generator"]["rank"] != self.rank:
             raise UserError(f"resume: the run in {self.out} is of rank {state['generator']['rank']}, not {self.rank}.")
         current = plain(self.config)
-        for name, value in state["config"].items():
+        # A state from before there were label channels has neither the option nor their hash.
+        for name, value in ({"channels": "image"} | state["config"]).items():
             if name not in RESUMABLE and current.get(name) != value:
                 raise UserError(
                     f"{name}: the run in {self.out} was started with {value!r}, found {current.get(name)!r}. "
                     "Resume with the options (and --preset) it was started with, or start a new run."
                 )
-        if state["data_hash"] != self.dataset.data_hash:
+        if (state["data_hash"], state.get("labels_hash")) != (self.dataset.data_hash, self.labels_hash):
             raise UserError(f"data: {self.config.data} is not the dataset that the run in {self.out} was started with.")
         self.trainer.load_state_dict(state["trainer"])
         self.elapsed = state["elapsed"]
@@ -250,16 +220,17 @@ class Run:
         target = self.out / "snapshots" / f"kimg{self.trainer.seen / 1000:09.3f}"
         if self.accelerator.is_main_process:
             self.trainer.average.update_w_avg()
-            images = list(sample(self.trainer.average, MONTAGE_SEEDS))
+            pairs = list(sample_pairs(self.trainer.average, MONTAGE_SEEDS))
             try:
-                self._write_snapshot(target, images)
+                self._write_snapshot(target, pairs)
             except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap a full disk
                 kept = f"{self.last_snapshot} is whole" if self.last_snapshot else "there is none before it"
                 raise UserError(f"{target}: the snapshot could not be written ({error}); {kept}.") from error
         self.last_snapshot = target
         self.accelerator.wait_for_everyone()
 
-    def _write_snapshot(self, target: Path, images: list[np.ndarray]) -> None:
+    def _write_snapshot(self, target: Path, pairs: list[tuple[np.ndarray, np.ndarray | None]]) -> None:
+        images, maps = zip(*pairs, strict=True)
         with whole_folder(target) as folder:
             self.trainer.average.save_pretrained(folder / "generator")
             self.trainer.D.save_pretrained(folder / "discriminator")
@@ -269,6 +240,7 @@ class Run:
                 spacing=self.dataset.spacing[3 - images[0].ndim :],
                 titles=[f"seed {seed}" for seed in MONTAGE_SEEDS],
                 plane=self.dataset.plane,
+                labels=maps if self.config.labelled else None,
                 caption=f"{self.rank}D generator after {self.trainer.seen / 1000:g} kimg, truncation_psi 1",
             )
         state = {
@@ -277,6 +249,7 @@ class Run:
             "generator": self.trainer.G.config.to_dict(),
             "discriminator": self.trainer.D.config.to_dict(),
             "data_hash": self.dataset.data_hash,
+            "labels_hash": self.labels_hash,
             "elapsed": self.elapsed,
         }
         save_state(self.out, state)
@@ -294,6 +267,7 @@ class Run:
                 "count": len(self.dataset),
                 "items": len(self.items),
                 "data_hash": self.dataset.data_hash,
+                **({"labels_hash": self.labels_hash} if self.config.labelled else {}),
             },
             "machine": {
                 "device": str(self.accelerator.device),

@@ -3,11 +3,13 @@
 import math
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from splitshuffle_gan.config import ConvKind
 from splitshuffle_gan.errors import UserError
 from splitshuffle_gan.training.augment import AugmentConfig
+
+Channels = Literal["image", "image,label"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +54,9 @@ class TrainConfig:
         init: checkpoint to start from (an inflated pair, a run), or none.
         resume: go on with the run in `out`, exactly where it stopped.
         overwrite: delete what is in `out` first.
+        channels: what is drawn: image; or image,label: volume and label map together, of a dataset with labels. Each
+            structure has a channel of its own, +1 inside and -1 outside (in one channel of the labels' numbers every
+            edge from 0 to 2 would have a rim of 1). A sample's label is the structure with the greatest value above 0.
         kimg: length of training, in thousands of real images shown.
         minutes: stop after this many minutes of training instead, if that comes first.
         batch_size: images per step, over all processes.
@@ -86,6 +91,7 @@ class TrainConfig:
     init: Path | None = None
     resume: bool = False
     overwrite: bool = False
+    channels: Channels = "image"
     kimg: float = 100.0
     minutes: float | None = None
     batch_size: int = 8
@@ -111,6 +117,8 @@ class TrainConfig:
     network: NetworkOptions = field(default_factory=NetworkOptions)
 
     def __post_init__(self) -> None:
+        if self.channels not in get_args(Channels):
+            raise UserError(f"channels: found {self.channels!r}, must be one of {' or '.join(get_args(Channels))}")
         for name, value in vars(self).items():
             if isinstance(value, float) and not math.isfinite(value):
                 raise UserError(f"{name}: found {value}, must be a finite number")
@@ -132,3 +140,8 @@ class TrainConfig:
                 raise UserError(f"{name}: found {getattr(self, name)}, must not be negative")
         if self.resume and self.overwrite:
             raise UserError("resume and overwrite: both given; resume keeps the run in out, overwrite deletes it")
+
+    @property
+    def labelled(self) -> bool:
+        """Whether label maps are drawn as well."""
+        return self.channels == "image,label"

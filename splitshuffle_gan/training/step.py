@@ -8,6 +8,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from splitshuffle_gan.errors import UserError
+from splitshuffle_gan.label_channels import structures_of
 from splitshuffle_gan.models.discriminator import Discriminator
 from splitshuffle_gan.models.generator import Generator
 from splitshuffle_gan.training.augment import AdaptiveP, augment, jitter
@@ -70,6 +71,7 @@ class Trainer:
         self.g_optimizer = lazy_adam(self.G, config.g_lr, PL_INTERVAL if config.pl_weight else None)
         self.g_lr = self.g_optimizer.param_groups[0]["lr"]
         self.d_optimizer = lazy_adam(self.D, config.d_lr, config.r1_interval)
+        self.structures = len(structures_of(generator.geometry))  # as many channels at the end are a label map's
         self.share = share_of(config.batch_size, accelerator)
         size = self.share.stop - self.share.start
         self.micro = config.micro_batch or size
@@ -164,7 +166,7 @@ class Trainer:
             return self.D(images, depth)
 
     def _augment(self, images: Tensor) -> Tensor:
-        return augment(images, self.adaptive.p, self.config.augment, self.random, self.spacing)
+        return augment(images, self.adaptive.p, self.config.augment, self.random, self.spacing, self.structures)
 
     def _latents(self, phase: int) -> Tensor:
         z = latents(self.config.seed, self.step, phase, self.config.batch_size, self.G.z_dim, self.share)

@@ -1,0 +1,1 @@
+"""Are synthetic volumes with their label maps good to train on? A segmenter on real, on synthetic, on both."""

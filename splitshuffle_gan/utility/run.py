@@ -1,0 +1,138 @@
+"""`splitshuffle utility`: the trainings, one after the other; a line of results.jsonl and a new report after each."""
+
+import dataclasses
+import json
+import shutil
+import time
+
+from accelerate import Accelerator
+
+from splitshuffle_gan import __version__
+from splitshuffle_gan.data.dataset import PreparedDataset, open_dataset
+from splitshuffle_gan.data.union import check_alike, write_union
+from splitshuffle_gan.devices import make_accelerator
+from splitshuffle_gan.errors import UserError
+from splitshuffle_gan.experiment.results import RESULTS, append, mend, read
+from splitshuffle_gan.output import refuse_existing, write_json
+from splitshuffle_gan.segmentation.infer import open_segmenter
+from splitshuffle_gan.segmentation.predict import evaluate
+from splitshuffle_gan.segmentation.segmenter import NETWORK, open_labelled
+from splitshuffle_gan.segmentation.training import train_segmenter
+from splitshuffle_gan.utility.options import UtilityConfig
+from splitshuffle_gan.utility.report import write_report
+from splitshuffle_gan.utility.summary import ARMS
+
+RECORD = "utility.json"
+SETS = ("real_train", "synthetic", "real_test")
+# What may differ between a call and the one that goes on with it; of the sets their contents count.
+FREE = {*SETS, "out", "seeds", "resamples", "keep_networks", "overwrite"}
+
+
+def utility(config: UtilityConfig) -> str:
+    """Carry out the trainings that are not done yet; returns the report as Markdown, which is in `config.out` as well.
+
+    Raises:
+        UserError: datasets that are not alike or share volumes, a folder begun with something else, sizes that do not
+            fit, more than one process.
+        FloatingPointError: a loss became NaN or infinite.
+    """
+    accelerator = make_accelerator(config.mixed_precision)
+    if accelerator.num_processes > 1:
+        raise UserError(f"utility: found {accelerator.num_processes} processes; it runs in one, without a launcher")
+    sets = open_sets(config)
+    record = _open(config, sets)
+    results = config.out / RESULTS
+    mend(results)
+    done = {(line["arm"], line["seed"]) for line in read(results)}
+    trained_on = {"real": sets["real_train"], "synthetic": sets["synthetic"], "both": _both(config, sets)}
+    todo = [(arm, seed) for seed in range(config.seeds) for arm in ARMS if (arm, seed) not in done]
+    for number, (arm, seed) in enumerate(todo, start=1):
+        print(f"{number} of {len(todo)}: {arm}, seed {seed}", flush=True)
+        append(results, _one(config, arm, seed, trained_on[arm], sets["real_test"], accelerator))
+        write_report(record, read(results), config.resamples, config.out)
+    return write_report(record, read(results), config.resamples, config.out)
+
+
+def open_sets(config: UtilityConfig) -> dict[str, PreparedDataset]:
+    """The three datasets by the names of their options.
+
+    Raises UserError unless they are alike, and when test volumes are among those to train on.
+    """
+    sets = {name: open_labelled(getattr(config, name)) for name in SETS}
+    for name in SETS[1:]:
+        check_alike(sets[name], sets["real_train"], name)
+    tested = {entry["prepared_sha256"] for entry in sets["real_test"].manifest["volumes"]}
+    for name in SETS[:2]:
+        shared = [x["source"] for x in sets[name].manifest["volumes"] if x["prepared_sha256"] in tested]
+        if shared:
+            raise UserError(
+                f"real_test: {len(shared)} of its volumes, such as {shared[0]}, are in {sets[name].folder} as well; "
+                "set volumes aside before training, with `splitshuffle split`"
+            )
+    return sets
+
+
+def _open(config: UtilityConfig, sets: dict[str, PreparedDataset]) -> dict:
+    """Begin the folder, or find it begun with the same; returns its record."""
+    given = json.loads(json.dumps(dataclasses.asdict(config), default=str))
+    record = {
+        "created_with": __version__,
+        "settings": {name: value for name, value in given.items() if name not in FREE},
+        "sets": {
+            name: {"count": len(part), "data_hash": part.data_hash, "labels_hash": part.labels_hash}
+            for name, part in sets.items()
+        },
+        "labels": list(sets["real_train"].structures),
+    }
+    path = config.out / RECORD
+    if path.is_file() and not config.overwrite:
+        begun = json.loads(path.read_text())
+        for part in ("settings", "sets"):
+            for name, value in record[part].items():
+                if begun[part].get(name) != value:
+                    raise UserError(
+                        f"{name}: {config.out} was begun with {begun[part].get(name)!r}, found {value!r}; go on with "
+                        "the same, or take another --out"
+                    )
+        return begun
+    refuse_existing(config.out, config.overwrite, RECORD, keep=tuple(getattr(config, name) for name in SETS))
+    shutil.rmtree(config.out, ignore_errors=True)
+    config.out.mkdir(parents=True)
+    write_json(path, record)
+    return record
+
+
+def _both(config: UtilityConfig, sets: dict[str, PreparedDataset]) -> PreparedDataset:
+    """The dataset of the real and the synthetic volumes to train on, made unless it is there."""
+    folder = config.out / "data" / "both"
+    if not folder.exists():
+        write_union([sets["real_train"], sets["synthetic"]], folder)
+    return open_dataset(folder)
+
+
+def _one(
+    config: UtilityConfig, arm: str, seed: int, data: PreparedDataset, test: PreparedDataset, accelerator: Accelerator
+) -> dict:
+    """One training and its test: a line of the results."""
+    folder, started = config.out / "runs" / f"{arm}-seed{seed}", time.perf_counter()
+    train_segmenter(config.training(data.folder, folder, seed))
+    seconds = time.perf_counter() - started
+    segmenter = open_segmenter(folder).to(accelerator.device)
+    found = evaluate(segmenter, test, accelerator, distances=False)
+    if not config.keep_networks:
+        shutil.rmtree(folder / NETWORK)
+    return {
+        "arm": arm,
+        "seed": seed,
+        "volumes": len(data),
+        "seconds": seconds,
+        "cases": [
+            {"source": case["source"], "dice": _of_present(case["dice"], entry)}
+            for case, entry in zip(found["cases"], test.manifest["volumes"], strict=True)
+        ],
+    }
+
+
+def _of_present(dice: dict[str, float | None], entry: dict) -> dict[str, float | None]:
+    """Without structures that the case does not have: the same cases count for all trainings, whatever these found."""
+    return {label: value if int(label) in entry["labels"]["values"] else None for label, value in dice.items()}
