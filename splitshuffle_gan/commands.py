@@ -284,6 +284,16 @@ def experiment(options: Any) -> None:
         raise UserError(f"{failed} runs failed; the table says which, and the logs in {options.out}/runs why")
 
 
+def probe(options: Any) -> None:
+    """Run `splitshuffle probe`."""
+    from splitshuffle_gan.probe.run import probe
+
+    failed = probe(options)
+    print(f"the same: {options.out}/table.md; all lines: {options.out}/results.jsonl; look at {options.out}/probe.png")
+    if failed:
+        raise UserError(f"{failed} runs failed; the table says which, and the logs in {options.out}/runs why")
+
+
 @dataclass(frozen=True)
 class Command:
     """`options`: the class of its options, or "module:class" for one that is imported when it is needed."""
@@ -344,6 +354,11 @@ COMMANDS: dict[str, Command] = {
     ),
     "experiment": Command(
         "compare ways of training at equal compute", "experiment.options:ExperimentOptions", experiment
+    ),
+    "probe": Command(
+        "what is 2D pretraining worth in 3D? scratch, I3D, ACS and Cross-D compared",
+        "probe.options:ProbeOptions",
+        probe,
     ),
     "benchmark": Command("parameters, speed and memory on this machine", "benchmark:BenchmarkOptions", benchmark),
 }

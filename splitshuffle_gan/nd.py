@@ -5,7 +5,7 @@ A tensor is `[N, C, *S]` with `S` = (D, H, W) at rank 3 and (H, W) at rank 2.
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from splitshuffle_gan import layout, passes, resize
 
@@ -103,3 +103,14 @@ def explicit_dtypes(device: torch.device) -> torch.autocast:
 def channels_last(rank: int) -> torch.memory_format:
     """The fast memory format of this rank."""
     return layout.channels_last(rank + 2)
+
+
+def pad_beforehand(network: nn.Module) -> None:
+    """Let the `Conv3d` layers of a library's network pad their input first and convolve then; the function is the same.
+
+    With oneDNN 3.12 (torch 2.13) the bf16 gradient of a kernel that reaches beyond the borders of a first axis of two
+    voxels is wrong by any amount, inf and NaN included. With an input that is padded already it is right.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv3d) and module.padding_mode == "zeros" and any(module.padding):
+            module.padding_mode = "constant"

@@ -35,6 +35,7 @@ SCRIPTS = {
     "train/extractor.py": "extractor",
     "train/segment2d.py": "segment2d",
     "train/segment3d.py": "segment3d",
+    "evaluate/probe.py": "probe",
 }
 CONSOLE = Path(sysconfig.get_path("scripts")) / "splitshuffle"
 

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from splitshuffle_gan import nd, resize
 
@@ -168,3 +169,22 @@ def test_autocast_decides_at_the_entrance_and_is_off_inside():
         with nd.explicit_dtypes(cpu):
             assert nd.compute_dtype(cpu) == torch.float32
             assert (normal(2, 2) @ normal(2, 2)).dtype == torch.float32
+
+
+# Networks of libraries ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kernel", [(3, 3, 3), (3, 3, 1), (3, 1, 1)])
+@pytest.mark.parametrize("grid", [(2, 4, 4), (2, 2, 2)])
+def test_padded_beforehand_bf16_gradients_are_right_where_two_voxels_are_left(grid, kernel):
+    exact = nn.Conv3d(16, 16, kernel, padding=tuple(size // 2 for size in kernel))
+    padded = nn.Sequential(nn.Conv3d(16, 16, kernel, padding=tuple(size // 2 for size in kernel)))
+    nd.pad_beforehand(padded)
+    padded[0].load_state_dict(exact.state_dict())
+    x = normal(2, 16, *grid)
+    torch.testing.assert_close(padded(x), exact(x))
+    exact(x).square().sum().backward()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = padded(x)
+    y.float().square().sum().backward()
+    assert (padded[0].weight.grad - exact.weight.grad).norm() < 0.02 * exact.weight.grad.norm()

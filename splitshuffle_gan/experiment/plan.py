@@ -1,16 +1,17 @@
 """The plan of an experiment: arms (ways of training), seeds, and what all of them share. Read from YAML, strictly."""
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
 from splitshuffle_gan.errors import UserError
 from splitshuffle_gan.training.options import NetworkOptions, TrainConfig
 
+T = TypeVar("T")
 # What a training is told by the runner, so that a plan must not.
 SET_BY_RUNNER = {"data", "out", "init", "resume", "overwrite", "kimg", "minutes", "snapshot_kimg", "seed"}
 
@@ -109,6 +110,14 @@ class Plan:
 
 def read_plan(path: Path) -> Plan:
     """The plan in a YAML file. Raises UserError that names the file and the field that is unknown, missing or wrong."""
+    return read_yaml(path, parse_plan)
+
+
+def read_yaml(path: Path, parse: Callable[[Any], T]) -> T:
+    """What `parse` makes of the values in a YAML file, no key of which comes twice.
+
+    Raises UserError that names the file: it cannot be read, or `parse` raised UserError.
+    """
     try:
         values = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
     except FileNotFoundError as error:
@@ -116,7 +125,7 @@ def read_plan(path: Path) -> Plan:
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not readable as YAML ({error})") from error
     try:
-        return parse_plan(values)
+        return parse(values)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
 

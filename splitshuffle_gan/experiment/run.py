@@ -3,14 +3,13 @@
 import json
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 from splitshuffle_gan.data.dataset import open_dataset
 from splitshuffle_gan.errors import UserError
 from splitshuffle_gan.experiment.data import final_set, split_for
+from splitshuffle_gan.experiment.folder import only_one
 from splitshuffle_gan.experiment.options import ExperimentOptions
 from splitshuffle_gan.experiment.plan import Plan, read_plan
 from splitshuffle_gan.experiment.process import start
@@ -30,12 +29,7 @@ from splitshuffle_gan.experiment.runs import (
 from splitshuffle_gan.experiment.work import is_done
 from splitshuffle_gan.output import write_json
 
-try:
-    import fcntl
-except ImportError:  # no such locks on this system
-    fcntl = None
-
-RECORD, RATES, LOCK = "experiment.json", "rates.json", ".lock"
+RECORD, RATES = "experiment.json", "rates.json"
 TIMING = "splitshuffle_gan.experiment.timing:time_steps"
 
 
@@ -51,7 +45,8 @@ def experiment(options: ExperimentOptions) -> int:
         print(write_report(plan, read(out / RESULTS), out))
         return 0
     chosen = _choose(plan, options)
-    with _only_one(out):
+    # Timings may be there already: those of another experiment on the same machine.
+    with only_one(out, RECORD, beside=(RATES,)):
         _open(plan, options)
         mend(out / RESULTS)
         split = split_for(plan, options.data, out, None)
@@ -78,23 +73,6 @@ def _choose(plan: Plan, options: ExperimentOptions) -> list[tuple[str, int]]:
     if unknown := [seed for seed in seeds if seed not in {s for _, s in pairs}]:
         raise UserError(f"seeds: found {', '.join(map(str, unknown))}, which none of the arms has in the plan")
     return [(arm, seed) for seed in seeds for arm in arms if (arm, seed) in set(pairs)]
-
-
-@contextmanager
-def _only_one(out: Path) -> Iterator[None]:
-    """Nobody else works in `out` meanwhile. Raises UserError when somebody does."""
-    # Timings may be there already: those of another experiment on the same machine.
-    names = {path.name for path in out.iterdir()} - {RATES, LOCK} if out.is_dir() else set()
-    if out.exists() and not out.is_dir() or names and RECORD not in names:
-        raise UserError(f"out: {out} exists and has no {RECORD} in it, so it is no experiment; choose another folder")
-    out.mkdir(parents=True, exist_ok=True)
-    with open(out / LOCK, "w") as lock:
-        if fcntl is not None:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise UserError(f"out: another process works in {out}; wait for it, or choose another") from error
-        yield
 
 
 def _open(plan: Plan, options: ExperimentOptions) -> None:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from monai.networks.nets import UNet
 from torch import Tensor, nn
 
+from splitshuffle_gan import nd
 from splitshuffle_gan.checkpoint import Pretrained
 from splitshuffle_gan.errors import UserError
 from splitshuffle_gan.factors.anatomy import Factor, classes_of, measure
@@ -65,6 +66,7 @@ class Estimator(nn.Module, Pretrained):
         # The body starts with a stride; what is a voxel or two in size must be seen beside what it found.
         fine = nn.Conv3d(width + 1, width, 3, padding=1)
         self.head = nn.Sequential(fine, nn.LeakyReLU(), nn.Conv3d(width, classes, 1))
+        nd.pad_beforehand(self)
 
     @torch.no_grad()
     def shift(self, logits: np.ndarray, fresh: bool = False) -> None:

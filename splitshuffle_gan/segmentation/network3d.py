@@ -99,7 +99,9 @@ class VolumeSegmenter(Segmenter):
             psp_block_num=config.psp_blocks,
             upsample_mode=config.upsample,
         )
-        self.body.conv1.padding = (3, 3, 0)  # over depth `forward` repeats the end slices instead
+        nd.pad_beforehand(self.body)
+        stem = self.body.conv1
+        stem.padding_mode, stem.padding = "zeros", (3, 3, 0)  # over depth `forward` repeats the end slices instead
         self.body.maxpool = nn.MaxPool3d(3, stride=2, padding=1)
 
     def forward(self, volumes: Tensor) -> Tensor:

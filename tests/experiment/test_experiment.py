@@ -16,6 +16,7 @@ from splitshuffle_gan.data.dataset import open_dataset
 from splitshuffle_gan.data.phantom import write_phantoms
 from splitshuffle_gan.data.prepare import PrepareConfig, prepare
 from splitshuffle_gan.experiment import evaluate, process, rates, run, runs
+from splitshuffle_gan.experiment.folder import only_one
 from splitshuffle_gan.experiment.plan import parse_plan
 from splitshuffle_gan.experiment.results import read
 from splitshuffle_gan.metrics.features import extract
@@ -260,7 +261,7 @@ def test_a_folder_that_is_no_experiment_is_left_alone(cli, tmp_path):
 
 
 def test_two_at_once_are_refused(finished, cli):
-    with run._only_one(finished):
+    with only_one(finished, run.RECORD):
         found = cli(finished)
     assert found.code == 1 and "another process works in" in found.err
 

@@ -135,6 +135,7 @@ def test_the_file_is_named(tmp_path, text, message):
 
 
 PLANS = sorted((Path(__file__).parents[2] / "evaluate" / "plans").glob("*.yaml"))
+PLANS = [path for path in PLANS if path.stem != "probe"]  # of another command
 
 
 @pytest.mark.parametrize("path", PLANS, ids=[path.stem for path in PLANS])

@@ -35,7 +35,8 @@ def test_it_is_monais_network_with_the_depth_first(segmenter):
     volumes[:, :, [0, -1]] = 0  # so that repeating the end slices is padding with zeros, as MONAI does
     with torch.no_grad():
         wanted = theirs(volumes.movedim(2, -1)).movedim(-1, 2)
-        torch.testing.assert_close(segmenter(volumes), wanted, rtol=1e-4, atol=1e-4)
+        # Untrained, it gives logits of 1e5 and more.
+        torch.testing.assert_close(segmenter(volumes), wanted, rtol=0, atol=1e-5 * wanted.abs().max().item())
 
 
 def test_the_first_axis_is_the_one_through_the_slices(segmenter):
