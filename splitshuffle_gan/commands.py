@@ -237,7 +237,8 @@ def train_segmenter(options: Any) -> None:
     if PartialState().is_main_process:
         if options.val is not None:
             found = json.loads((out / "metrics.json").read_text())
-            print(f"mean Dice {found['mean_dice']:.3f} on {options.val}; all numbers: {out}/metrics.json")
+            score = f"mean Dice {found['mean_dice']:.3f}" if options.detect is None else f"FROC {found['froc']:.3f}"
+            print(f"{score} on {options.val}; all numbers: {out}/metrics.json")
         print(f"done: {out}/network; look at {out}/predictions.png")
     PartialState().destroy_process_group()
 
@@ -257,6 +258,14 @@ def utility(options: Any) -> None:
     print(
         f"the same: {options.out}/table.md; all cases: {options.out}/results.jsonl; look at {options.out}/utility.png"
     )
+
+
+def detect(options: Any) -> None:
+    """Run `splitshuffle detect`."""
+    from splitshuffle_gan.segmentation.detect import detect
+
+    out = detect(options)
+    print(f"finds in {out}/finds.csv, in RAS mm; heat maps beside it, each on its scan's own grid")
 
 
 def models(_: ModelsOptions) -> None:
@@ -347,6 +356,7 @@ COMMANDS: dict[str, Command] = {
         train_segmenter,
     ),
     "segment": Command("masks of scans as NIfTI", "segmentation.options:SegmentConfig", segment),
+    "detect": Command("lesions in scans: places, confidences, heat maps", "segmentation.options:DetectConfig", detect),
     "utility": Command(
         "are synthetic pairs good to train on? a segmenter on real, synthetic, both",
         "utility.options:UtilityConfig",

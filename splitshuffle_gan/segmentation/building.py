@@ -24,7 +24,11 @@ def build(config: Segment2DConfig | Segment3DConfig, dataset: PreparedDataset) -
     shape = config.window or dataset.shape
     if any(want > have for want, have in zip(shape, dataset.shape, strict=True)):
         raise UserError(f"window: found {shape}, larger than the volumes of {config.data}, {dataset.shape}")
-    shared = {"labels": labels_of(dataset), "shape": tuple(shape), "percentiles": _percentiles(dataset)}
+    if config.detect is not None and config.sigma < max(dataset.spacing) / 2:
+        found = f"found {config.sigma:g} mm, voxels are up to {max(dataset.spacing):g} mm long"
+        raise UserError(f"sigma: {found}; at least half of that is wanted, or lesions fall between the voxels")
+    labels, sigma = (labels_of(dataset), None) if config.detect is None else ((0, config.detect), config.sigma)
+    shared = {"labels": labels, "sigma": sigma, "shape": tuple(shape), "percentiles": _percentiles(dataset)}
     if isinstance(config, Segment2DConfig):
         return _slices(config, shared, dataset.geometry()), None
     return _volumes(config, shared, dataset.geometry())
@@ -79,7 +83,8 @@ def _go_on(start: VolumeSegmenter, config: Segment3DConfig, shared: dict, geomet
     """A trained 3D network, for this dataset. Options that are given must be those it was made with."""
     given = {field.name: getattr(config.network, field.name) for field in fields(config.network)}
     defaults = {field.name: field.default for field in fields(config.network)}
-    wanted = {name: value for name, value in given.items() if value != defaults[name]} | {"labels": shared["labels"]}
+    wanted = {name: value for name, value in given.items() if value != defaults[name]}
+    wanted |= {name: shared[name] for name in ("labels", "sigma")}
     for name, value in wanted.items():
         if getattr(start.config, name) != value:
             raise UserError(f"{name}: {config.init} has {getattr(start.config, name)!r}, this run wants {value!r}")

@@ -1,6 +1,10 @@
-"""Segment whole scans of any size: masks as NIfTI on each scan's own grid, and a JSON that says how they were made."""
+"""Segment whole scans of any size: masks as NIfTI on each scan's own grid, and a JSON that says how they were made.
+
+`detect` finds lesions by the same way: the scan onto the network's grid, through it, and back.
+"""
 
 import hashlib
+from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel as nib
@@ -24,7 +28,7 @@ from splitshuffle_gan.errors import UserError
 from splitshuffle_gan.output import refuse_existing, whole_folder, write_json
 from splitshuffle_gan.segmentation.network2d import SliceSegmenter
 from splitshuffle_gan.segmentation.network3d import VolumeSegmenter
-from splitshuffle_gan.segmentation.options import SegmentConfig
+from splitshuffle_gan.segmentation.options import ScansConfig, SegmentConfig
 from splitshuffle_gan.segmentation.predict import OVERLAP, probabilities
 from splitshuffle_gan.segmentation.segmenter import Segmenter, class_of, network_folder
 from splitshuffle_gan.volume import IntensityMap, Volume
@@ -36,8 +40,40 @@ SEGMENTERS = {kind.__name__: kind for kind in (SliceSegmenter, VolumeSegmenter)}
 SLIVER = 1e-3
 
 
-def open_segmenter(path: Path) -> Segmenter:
-    """The network of a run or checkpoint, of either rank, in eval mode. Raises UserError when there is none."""
+@dataclass(frozen=True)
+class Answer:
+    """What a network says about a scan, on a grid of its own spacing.
+
+    Attributes:
+        shares: `[classes, D, H, W]` or a heat map `[1, D, H, W]`, as `predict.probabilities` has them.
+        step: of this grid in voxels of the scan (D, H, W).
+        offset: its first voxel there.
+        shape: voxels of the scan in the network's plane.
+        affine: of the scan, from such a voxel to RAS mm.
+    """
+
+    shares: Tensor
+    step: np.ndarray
+    offset: np.ndarray
+    shape: tuple[int, int, int]
+    affine: np.ndarray
+
+    def on_scan(self, number: int) -> np.ndarray:
+        """Share `number` on the scan's grid, float32; beyond the network's grid there is background."""
+        step, outside = 1 / self.step, float(len(self.shares) > 1 and number == 0)
+        array = self.shares[number].numpy()
+        return resample(array, step, -self.offset * step, self.shape, outside, antialias=False)
+
+    def places(self, voxels: np.ndarray) -> np.ndarray:
+        """RAS mm `[n, 3]` of voxels `[n, 3]` of the network's grid."""
+        return (self.offset + self.step * voxels) @ self.affine[:3, :3].T + self.affine[:3, 3]
+
+
+def open_segmenter(path: Path, detects: bool = False) -> Segmenter:
+    """The network of a run or checkpoint, of either rank, in eval mode.
+
+    Raises UserError when there is none, or one that finds lesions where masks are wanted, or the other way round.
+    """
     folder = network_folder(Path(path))
     if class_of(folder) not in SEGMENTERS:
         found = f"{folder} holds a {class_of(folder)}"
@@ -45,6 +81,9 @@ def open_segmenter(path: Path) -> Segmenter:
     segmenter = SEGMENTERS[class_of(folder)].from_pretrained(folder)
     if segmenter.geometry is None:
         raise UserError(f"checkpoint: {folder} has no geometry, so no spacing to bring scans to; train it on a dataset")
+    if detects != (segmenter.config.sigma is not None):
+        command, option = ("segment", "without") if segmenter.config.sigma is None else ("detect", "with")
+        raise UserError(f"checkpoint: {folder} was trained {option} --detect; use `splitshuffle {command}`")
     return segmenter
 
 
@@ -56,16 +95,14 @@ def segment(config: SegmentConfig) -> Path:
     refuse_existing(config.out, config.overwrite, RECORD, keep=(config.checkpoint, *config.scans))
     accelerator = make_accelerator(config.mixed_precision)
     segmenter = open_segmenter(config.checkpoint).to(accelerator.device)
-    jobs = _jobs(config)
+    jobs = scans_of(config)
     with whole_folder(config.out) as folder:
         files = {}
         for name, scan in tqdm(jobs.items(), desc="segment", unit="scan"):
             labels, affine = segment_scan(segmenter, scan, accelerator, config.overlap)
-            path = folder / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _write(labels, affine, scan, segmenter.geometry, path)
+            write_over(Volume(labels[None], affine), scan, segmenter.geometry, folder / name, np.uint8, DESCRIPTION)
             files[name] = _entry(labels, affine, scan, segmenter.config.labels)
-        write_json(folder / RECORD, _record(config, segmenter, accelerator) | {"files": files})
+        write_json(folder / RECORD, record(config, segmenter, accelerator) | {"files": files})
     return config.out
 
 
@@ -74,8 +111,16 @@ def segment_scan(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Labels, uint8 `[D, H, W]`, on the scan's grid in the network's plane, and that grid's affine.
 
-    The scan is brought to the network's spacing and intensities as `prepare` does, but whole; the probabilities come
-    back by linear interpolation, and each voxel gets the label of the largest.
+    The probabilities come back by linear interpolation, and each voxel gets the label of the largest.
+    """
+    answer = ask(segmenter, scan, accelerator, overlap)
+    return _labels_on(answer, segmenter.config.labels), answer.affine
+
+
+def ask(segmenter: Segmenter, scan: Scan, accelerator: Accelerator, overlap: float) -> Answer:
+    """What the network says about a scan, brought to its spacing and intensities as `prepare` does, but whole.
+
+    Raises UserError as `scan_bounds` does.
     """
     geometry = segmenter.geometry
     volume = scan.read(geometry["plane"])
@@ -83,7 +128,7 @@ def segment_scan(
     step, offset, shape = whole_grid(volume, geometry["spacing"])
     unit = bounds.to_unit(resample(volume.array[0], step, offset, shape, bounds.low))
     shares = probabilities(segmenter, unit, accelerator, overlap)
-    return _labels_on(shares, 1 / step, -offset / step, volume.shape, segmenter.config.labels), volume.affine
+    return Answer(shares, step, offset, volume.shape, volume.affine)
 
 
 def scan_bounds(array: np.ndarray, intensity: dict, percentiles: tuple[float, float] | None, name: str) -> IntensityMap:
@@ -115,20 +160,18 @@ def whole_grid(
     return step, offset, tuple(int(side) for side in shape)
 
 
-def _labels_on(
-    shares: Tensor, step: np.ndarray, offset: np.ndarray, shape: tuple[int, int, int], labels: tuple[int, ...]
-) -> np.ndarray:
+def _labels_on(answer: Answer, labels: tuple[int, ...]) -> np.ndarray:
     """The label of the largest probability, class by class, so that one class is in memory at a time."""
-    best, winner = np.full(shape, -1, np.float32), np.zeros(shape, np.uint8)
+    best, winner = np.full(answer.shape, -1, np.float32), np.zeros(answer.shape, np.uint8)
     for number, label in enumerate(labels):
-        weight = resample(shares[number].numpy(), step, offset, shape, float(number == 0), antialias=False)
+        weight = answer.on_scan(number)
         ahead = weight > best
         best[ahead], winner[ahead] = weight[ahead], label
     return winner
 
 
-def _jobs(config: SegmentConfig) -> dict[str, Scan]:
-    """The mask's name for every scan. Raises UserError for a file that cannot be a scan, or two of one name."""
+def scans_of(config: ScansConfig) -> dict[str, Scan]:
+    """Every scan by the name of its result. Raises UserError for a file that cannot be a scan, or two of one name."""
     jobs = {}
     for source in config.scans:
         found = find_scans(source, config.volume, config.correct_tilt)
@@ -136,29 +179,29 @@ def _jobs(config: SegmentConfig) -> dict[str, Scan]:
             bad = found.rejected[0]
             raise UserError(f"{source}: {bad.name}: {bad.reason}; remove it, or name the scans one by one")
         for scan in found.scans:
-            name = _mask_name(scan.name)
+            name = _result_name(scan.name)
             if name in jobs:
-                raise UserError(f"scans: two would have the mask {name}; segment them into separate folders")
+                raise UserError(f"scans: the results of two would be {name}; give each a folder of its own")
             jobs[name] = scan
     return jobs
 
 
-def _mask_name(name: str) -> str:
+def _result_name(name: str) -> str:
     """`a/b.nii.gz` and `a/b.nrrd` to `a/b.nii.gz`, volume `a/b.nii.gz#2` to `a/b-2.nii.gz`."""
     file, mark, part = name.partition("#")
     suffix = next((suffix for suffix in SUFFIXES if file.lower().endswith(suffix)), "")
     return file[: len(file) - len(suffix)] + (f"-{part}" if mark else "") + ".nii.gz"
 
 
-def _write(labels: np.ndarray, affine: np.ndarray, scan: Scan, geometry: dict, path: Path) -> None:
-    """Voxel for voxel over the scan: on a NIfTI or MGH file's own axes, over any other scan in RAS+."""
-    mask = Volume(labels[None], affine)
+def write_over(volume: Volume, scan: Scan, geometry: dict, path: Path, dtype: type, description: str) -> None:
+    """Write what lies voxel for voxel over the scan: on a NIfTI or MGH file's own axes, over any other in RAS+."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     if not isinstance(scan, NiftiScan):
-        write_nifti(mask, path, np.uint8, DESCRIPTION)
+        write_nifti(volume, path, dtype, description)
         return
     source = scan.paths[0]
-    target = Target(source, "", mask.shape, {**geometry, "affine": affine.tolist()}, nib.load(source))
-    write_placed(mask, target, path, np.uint8, DESCRIPTION)
+    target = Target(source, "", volume.shape, {**geometry, "affine": volume.affine.tolist()}, nib.load(source))
+    write_placed(volume, target, path, dtype, description)
 
 
 def _entry(labels: np.ndarray, affine: np.ndarray, scan: Scan, known: tuple[int, ...]) -> dict:
@@ -172,7 +215,8 @@ def _entry(labels: np.ndarray, affine: np.ndarray, scan: Scan, known: tuple[int,
     }
 
 
-def _record(config: SegmentConfig, segmenter: Segmenter, accelerator: Accelerator) -> dict:
+def record(config: ScansConfig, segmenter: Segmenter, accelerator: Accelerator) -> dict:
+    """How results were made; plain JSON."""
     folder = network_folder(config.checkpoint)
     return {
         "created_with": __version__,

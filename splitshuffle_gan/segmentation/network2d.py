@@ -51,7 +51,7 @@ class Network2DConfig(SegmenterConfig):
 
 
 class SliceSegmenter(Segmenter):
-    """Slices with their neighbours, `[N, slices, H, W]` in [-1, 1], to logits `[N, classes, H, W]`."""
+    """Slices with their neighbours, `[N, slices, H, W]` in [-1, 1], to logits `[N, config.outputs, H, W]`."""
 
     config_class = Network2DConfig
     rank = 2
@@ -73,7 +73,7 @@ class SliceSegmenter(Segmenter):
         self.globals = nn.ModuleList(GCN(channels, config.width) for channels in LEVELS)
         self.refines = nn.ModuleList(Refine(config.width) for _ in LEVELS)
         self.merges = nn.ModuleList(Refine(config.width) for _ in LEVELS)
-        self.head = nn.Conv2d(config.width, len(config.labels), 1)
+        self.head = nn.Conv2d(config.width, config.outputs, 1)
 
     def features(self, images: Tensor) -> list[Tensor]:
         """The encoder's levels at strides 2 (the stem), 4, 8, 16, 32 of the magnified grid."""

@@ -83,7 +83,7 @@ class Network3DConfig(SegmenterConfig):
 
 
 class VolumeSegmenter(Segmenter):
-    """Volumes `[N, 1, D, H, W]` in [-1, 1] to logits `[N, classes, D, H, W]`."""
+    """Volumes `[N, 1, D, H, W]` in [-1, 1] to logits `[N, config.outputs, D, H, W]`."""
 
     config_class = Network3DConfig
     rank = 3
@@ -95,7 +95,7 @@ class VolumeSegmenter(Segmenter):
             layers=config.layers,
             spatial_dims=3,
             in_channels=1,
-            out_channels=len(config.labels),
+            out_channels=config.outputs,
             psp_block_num=config.psp_blocks,
             upsample_mode=config.upsample,
         )

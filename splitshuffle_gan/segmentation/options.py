@@ -63,8 +63,12 @@ class SegmentTraining:
         steps: of one batch each; default 2000, or as many as `minutes` allow.
         minutes: on the clock, validation included; ends the run if that comes first.
         batch_size: slices or volumes per step, over all processes.
+        detect: find the lesions that have this label, instead of telling all labels apart: the network learns a heat
+            map of them, and metrics.json and froc.png hold its FROC.
+        sigma: mm, with `detect`: width of the Gaussian about each lesion's centre, how far beside a lesion a find
+            still hits it, and how close two finds can be.
         window: train on windows of this shape D H W, half of them over a labelled voxel; default whole volumes.
-        loss: focal, dice_focal or dice_ce.
+        loss: focal, dice_focal (default) or dice_ce; heat_focal with `detect`, and only there.
         learning_rate: highest, of AdamW, after a twentieth of the run; from there it falls along a cosine to 0.
         weight_decay: of AdamW.
         validations: how many times the network is tried on `val`, evenly over the run.
@@ -81,8 +85,10 @@ class SegmentTraining:
     steps: int | None = None
     minutes: float | None = None
     batch_size: int = 4
+    detect: int | None = None
+    sigma: float = 4.0
     window: tuple[int, int, int] | None = None
-    loss: Literal["focal", "dice_focal", "dice_ce"] = "dice_focal"
+    loss: Literal["focal", "dice_focal", "dice_ce", "heat_focal"] | None = None
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
     validations: int = 10
@@ -96,14 +102,19 @@ class SegmentTraining:
         for name, least in (("steps", 1), ("batch_size", 1), ("validations", 1), ("seed", 0)):
             if getattr(self, name) is not None and getattr(self, name) < least:
                 raise UserError(f"{name}: found {getattr(self, name)}, must be at least {least}")
-        for name in ("minutes", "learning_rate"):
+        for name in ("minutes", "learning_rate", "sigma"):
             if getattr(self, name) is not None and not 0 < getattr(self, name) < math.inf:
                 raise UserError(f"{name}: found {getattr(self, name)}, a number above 0 is wanted")
         if not 0 <= self.weight_decay < math.inf:
             raise UserError(f"weight_decay: found {self.weight_decay}, must not be negative")
         if not 0 <= self.augment_p <= 1:
             raise UserError(f"augment_p: found {self.augment_p}, a probability from 0 to 1 is wanted")
-        for name, known in (("loss", ("focal", "dice_focal", "dice_ce")), ("mixed_precision", ("auto", "bf16", "no"))):
+        if self.detect is not None and self.detect not in range(1, 256):
+            raise UserError(f"detect: found {self.detect}, a label from 1 to 255 is wanted")
+        losses = ("focal", "dice_focal", "dice_ce") if self.detect is None else ("heat_focal",)
+        if self.loss is None:
+            object.__setattr__(self, "loss", "dice_focal" if self.detect is None else "heat_focal")
+        for name, known in (("loss", losses), ("mixed_precision", ("auto", "bf16", "no"))):
             if getattr(self, name) not in known:
                 raise UserError(f"{name}: found {getattr(self, name)!r}, must be one of {', '.join(known)}")
 
@@ -143,18 +154,18 @@ class Segment3DConfig(SegmentTraining):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SegmentConfig:
-    """Segment scans with a trained network: masks as NIfTI on each scan's own grid.
+class ScansConfig:
+    """What both uses of a trained network on whole scans share.
 
     Attributes:
         checkpoint: run of segment2d or segment3d, or its network/.
         scans: scans, or folders searched to any depth, in any format that `prepare` reads.
-        out: folder to make: a mask per scan, of the same name, and segment.json.
+        out: folder to make.
         overlap: share of a window that the next one covers again, from 0 to below 1.
         volume: which volume of 4D files, from 0; all: each is a scan.
         correct_tilt: straighten CT series taken with a tilted gantry, instead of refusing them.
         mixed_precision: arithmetic of the network; auto: bf16 where the hardware has it.
-        overwrite: replace the masks in `out`.
+        overwrite: replace the results in `out`.
     """
 
     checkpoint: tyro.conf.Positional[Path]
@@ -173,3 +184,33 @@ class SegmentConfig:
             raise UserError(f"mixed_precision: found {self.mixed_precision!r}, must be one of auto, bf16, no")
         if not self.scans:
             raise UserError("scans: none given; name scans, or folders of them")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentConfig(ScansConfig):
+    """Segment scans with a trained network: masks as NIfTI on each scan's own grid.
+
+    Attributes:
+        out: folder to make: a mask per scan, of the same name, and segment.json.
+    """
+
+    out: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectConfig(ScansConfig):
+    """Find lesions in scans with a network that was trained with --detect: where, how sure, and heat maps as NIfTI.
+
+    Attributes:
+        out: folder to make: finds.csv and detect.json, places in RAS mm; a heat map per scan, of the same name, on its
+            own grid.
+        least: confidence, 0 to 1, below which nothing is reported; the run's metrics.json says what each value costs.
+    """
+
+    out: Path
+    least: float = 0.25
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.least <= 1:
+            raise UserError(f"least: found {self.least}, a confidence above 0, up to 1 is wanted")

@@ -8,6 +8,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from splitshuffle_gan.data.dataset import PreparedDataset
+from splitshuffle_gan.segmentation.froc import RESAMPLES, Hits, froc, match
+from splitshuffle_gan.segmentation.lesions import find_peaks, number_lesions
 from splitshuffle_gan.segmentation.metrics import measure, summarise
 from splitshuffle_gan.segmentation.segmenter import Segmenter, class_table
 
@@ -19,7 +21,7 @@ AIR = -1.0
 def probabilities(
     segmenter: Segmenter, volume: np.ndarray, accelerator: Accelerator, overlap: float = OVERLAP
 ) -> Tensor:
-    """`[classes, D, H, W]`, float32 on the CPU, of one volume `[D, H, W]` in [-1, 1].
+    """`[classes, D, H, W]`, or the heat map `[1, D, H, W]`, float32 on the CPU, of one volume `[D, H, W]` in [-1, 1].
 
     Overlapping windows are averaged, their middles weighing more. A volume that is smaller than the window is
     surrounded by air. A 2D network takes all slices at once, so that none lacks its neighbours.
@@ -38,18 +40,40 @@ def probabilities(
         found = sliding_window_inference(
             images, window, 1, logits, overlap=overlap, mode="gaussian", padding_mode="constant", cval=AIR
         )
-    return found[0].softmax(0).cpu()
+    return (found[0].softmax(0) if segmenter.config.sigma is None else found[0].sigmoid()).cpu()
 
 
-def evaluate(segmenter: Segmenter, dataset: PreparedDataset, accelerator: Accelerator, distances: bool = True) -> dict:
-    """Dice and HD95 (mm) of the network on a dataset with labels: means, and per case (see `metrics`).
+def classes_of(shares: Tensor) -> np.ndarray:
+    """The likeliest class of each voxel, `[D, H, W]`; of a heat map 1 where it is above half of a lesion's height."""
+    return (shares.argmax(0) if len(shares) > 1 else (shares[0] > 0.5).long()).numpy()
 
-    Without `distances` Dice alone, which is quick.
+
+def score_name(segmenter: Segmenter) -> str:
+    """Which number of `evaluate` says how good a network is."""
+    return "mean_dice" if segmenter.config.sigma is None else "froc"
+
+
+def evaluate(segmenter: Segmenter, dataset: PreparedDataset, accelerator: Accelerator, thorough: bool = True) -> dict:
+    """How well the network does on a dataset with labels, with what each case contributes in "cases".
+
+    Dice and HD95 in mm (see `metrics`), or FROC with intervals (see `froc`); distances and intervals take their time
+    and are there only if `thorough`.
     """
-    table, cases = class_table(segmenter.config.labels), []
-    spacing = dataset.spacing if distances else None
+    table, cases, hits = class_table(segmenter.config.labels), [], []
     for row in tqdm(range(len(dataset)), desc="validate", unit="volume", leave=False, delay=2):
-        found = probabilities(segmenter, dataset.volumes[row][0], accelerator).argmax(0).numpy()
-        case = measure(found, table[dataset.labels[row][0]], segmenter.config.labels, spacing)
+        shares = probabilities(segmenter, dataset.volumes[row][0], accelerator)
+        truth = table[dataset.labels[row][0]]
+        if segmenter.config.sigma is None:
+            spacing = dataset.spacing if thorough else None
+            case = measure(classes_of(shares), truth, segmenter.config.labels, spacing)
+        else:
+            hits.append(_hits(shares[0].numpy(), truth, dataset.spacing, segmenter.config.sigma))
+            case = {name: part.tolist() for name, part in vars(hits[-1]).items()}
         cases.append({"source": dataset.manifest["volumes"][row]["source"], **case})
-    return summarise(cases) | {"cases": cases}
+    result = froc(hits, RESAMPLES if thorough else 0) if hits else summarise(cases)
+    return result | {"cases": cases}
+
+
+def _hits(heat: np.ndarray, mask: np.ndarray, spacing: tuple[float, float, float], sigma: float) -> Hits:
+    voxels, confidences = find_peaks(heat, spacing, sigma)
+    return match(voxels, confidences, number_lesions(mask), spacing, sigma)

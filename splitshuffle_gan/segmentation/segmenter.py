@@ -1,6 +1,7 @@
-"""What the 2D and the 3D network share: classes, window, checkpoint, and logits of volumes."""
+"""What the 2D and the 3D network share: what they tell apart, window, checkpoint, and logits of volumes."""
 
 import json
+import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -24,12 +25,15 @@ class SegmenterConfig:
         shape: voxels (D, H, W) that the network was trained on, whole volumes or windows; inference takes as many.
         percentiles: of each scan that become -1 and 1; None where all scans share the geometry's window.
         layers: residual blocks of the encoder's four stages; (3, 4, 6, 3) is ResNet-50.
+        sigma: None: the network tells the labels' voxels apart. Else mm: it finds lesions of the one label there is
+            besides 0, and its one logit is that of a heat map, Gaussians of this width about their centres.
     """
 
     labels: tuple[int, ...]
     shape: tuple[int, int, int]
     percentiles: tuple[float, float] | None = None
     layers: tuple[int, int, int, int] = (3, 4, 6, 3)
+    sigma: float | None = None
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -40,6 +44,13 @@ class SegmenterConfig:
             raise UserError(f"labels: found {labels}; 0 and at least one more, ascending, up to 255 are wanted")
         check_whole("shape", self.shape, 3)
         check_whole("layers", self.layers, STAGES)
+        if self.sigma is not None and not (0 < self.sigma < math.inf and len(labels) == 2):
+            raise UserError(f"sigma: found {self.sigma} with labels {labels}; mm above 0 and one label are wanted")
+
+    @property
+    def outputs(self) -> int:
+        """Logits of each voxel."""
+        return len(self.labels) if self.sigma is None else 1
 
     def to_dict(self) -> dict:
         """Plain JSON."""
@@ -55,14 +66,14 @@ class SegmenterConfig:
 
 
 class Segmenter(nn.Module, Pretrained):
-    """A network of rank 2 or 3 that gives the voxels of volumes logits; `config.labels` are its classes."""
+    """A network of rank 2 or 3 that gives the voxels of volumes logits: of `config.labels`, or of a heat map."""
 
     rank: int
     config: SegmenterConfig
     geometry: dict | None
 
     def predict(self, volumes: Tensor) -> Tensor:
-        """Logits `[N, classes, D, H, W]`, float32, of volumes `[N, 1, D, H, W]` in [-1, 1]."""
+        """Logits `[N, config.outputs, D, H, W]`, float32, of volumes `[N, 1, D, H, W]` in [-1, 1]."""
         raise NotImplementedError
 
 
@@ -72,13 +83,15 @@ def check_whole(name: str, values: tuple[int, ...], count: int) -> None:
         raise UserError(f"{name}: found {values}, {count} positive whole numbers are wanted")
 
 
-def open_labelled(folder: Path) -> PreparedDataset:
-    """A prepared dataset that has labels. Raises UserError where there are none, or none but 0."""
+def open_labelled(folder: Path, label: int | None = None) -> PreparedDataset:
+    """A prepared dataset that has labels. Raises UserError where there are none, or none but 0, or not `label`."""
     dataset = open_dataset(folder)
     if dataset.labels is None:
         raise UserError(f"{folder}: has no labels; prepare it with --labels DIR (or auto)")
     if not any(labels_of(dataset)):
         raise UserError(f"{folder}: no voxel has a label other than 0; there is nothing to segment")
+    if label is not None and label not in labels_of(dataset):
+        raise UserError(f"{folder}: no voxel has the label {label}, which is to be found; it has {labels_of(dataset)}")
     return dataset
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from monai.losses import DiceCELoss, DiceLoss, FocalLoss
 from torch import Tensor, nn
@@ -25,8 +26,8 @@ from splitshuffle_gan.segmentation.augment import augment_pairs
 from splitshuffle_gan.segmentation.batches import Cases
 from splitshuffle_gan.segmentation.building import build
 from splitshuffle_gan.segmentation.options import Segment2DConfig, Segment3DConfig
-from splitshuffle_gan.segmentation.picture import save_predictions
-from splitshuffle_gan.segmentation.predict import evaluate, probabilities
+from splitshuffle_gan.segmentation.picture import save_froc, save_predictions
+from splitshuffle_gan.segmentation.predict import classes_of, evaluate, probabilities, score_name
 from splitshuffle_gan.segmentation.segmenter import NETWORK, Segmenter, class_table, labels_of, open_labelled
 from splitshuffle_gan.segmentation.transfer import Transfer
 from splitshuffle_gan.training.step import average_gradients, share_of
@@ -44,12 +45,22 @@ def dice_focal() -> Callable[[Tensor, Tensor], Tensor]:
     return lambda logits, classes: dice(logits, classes) + focal(logits, classes)
 
 
+def heat_focal(logits: Tensor, heat: Tensor) -> Tensor:
+    """The focal loss for targets between 0 and 1 (arXiv 2006.04388, beta 2) of the sigmoid, summed over each sample.
+
+    Least where the sigmoid is the target; where that is 0 or 1 it is the focal loss that AH-Net was trained with.
+    """
+    entropy = F.binary_cross_entropy_with_logits(logits, heat, reduction="none")
+    return ((heat - logits.sigmoid()).square() * entropy).sum() / len(heat)
+
+
 LOSSES: dict[str, Callable[[], Callable[[Tensor, Tensor], Tensor]]] = {
     "focal": lambda: FocalLoss(to_onehot_y=True, use_softmax=True),
     "dice_focal": dice_focal,
     "dice_ce": lambda: DiceCELoss(to_onehot_y=True, softmax=True, batch=True),
+    "heat_focal": lambda: heat_focal,
 }
-"""Functions of logits `[N, classes, *S]` and classes `[N, 1, *S]`, by name."""
+"""Functions of logits `[N, outputs, *S]` and classes or heat maps `[N, 1, *S]`, by name."""
 
 
 def train_segmenter(config: Segment2DConfig | Segment3DConfig) -> Path:
@@ -60,8 +71,8 @@ def train_segmenter(config: Segment2DConfig | Segment3DConfig) -> Path:
         FloatingPointError: the loss became NaN or infinite.
     """
     accelerator = make_accelerator(config.mixed_precision)
-    dataset = open_labelled(config.data)
-    val = None if config.val is None else _open_val(config.val, dataset)
+    dataset = open_labelled(config.data, config.detect)
+    val = None if config.val is None else _open_val(config.val, dataset, config.detect)
     segmenter, moved = build(config, dataset)
     run = Run(config, segmenter, dataset, val, accelerator)
     run.open(moved)
@@ -84,6 +95,7 @@ class Run:
         self.config, self.dataset, self.val, self.accelerator = config, dataset, val, accelerator
         self.segmenter = segmenter.to(accelerator.device, memory_format=nd.channels_last(segmenter.rank))
         self.cases = Cases(dataset, segmenter.config)
+        self.score = score_name(segmenter)
         self.loss_of = LOSSES[config.loss]()
         self.optimizer = torch.optim.AdamW(
             segmenter.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=True
@@ -122,14 +134,15 @@ class Run:
                     raise FloatingPointError(f"step {step}: the loss is {shown}; lower --learning-rate")
                 rate = self.optimizer.param_groups[0]["lr"]
                 self._log({"step": step, "seconds": time.perf_counter() - started, "loss": shown, "rate": rate})
-                bar.set_postfix_str(f"loss {shown:.3f}" + (f" Dice {self.best['mean_dice']:.3f}" if self.best else ""))
+                best = f" {self.score} {self.best[self.score]:.3f}" if self.best else ""
+                bar.set_postfix_str(f"loss {shown:.3f}{best}")
             if math.floor(progress * config.validations + 1e-9) > validated:
                 validated = math.floor(progress * config.validations + 1e-9)
                 self._validate(step, time.perf_counter() - started)
         bar.close()
 
     def close(self) -> None:
-        """Write `metrics.json` and `predictions.png` of the network that was kept.
+        """Write `metrics.json` and `predictions.png`, of a detector `froc.png` too, of the network that was kept.
 
         "last" in the metrics is the last validation: it was not chosen for being the best on `val`.
         """
@@ -139,6 +152,8 @@ class Run:
                 result = {"data": str(self.config.val), "step": self.best["step"], "last": self.last}
                 result |= evaluate(segmenter, self.val, self.accelerator)
                 write_json(self.config.out / "metrics.json", result)
+                if segmenter.config.sigma is not None:
+                    save_froc(result, self.config.out / "froc.png")
             shown = self.dataset if self.val is None else self.val
             _picture(segmenter, shown, self.config.out / "predictions.png", self.accelerator)
         self.accelerator.wait_for_everyone()
@@ -147,16 +162,16 @@ class Run:
         """One step on this process's share; augmentation and windows follow from (seed, step, process) alone."""
         config, device = self.config, self.accelerator.device
         seed = derived_seed(config.seed, step, self.accelerator.process_index)
-        images, classes = self.cases.batch(items, np.random.default_rng(seed))
+        images, targets = self.cases.batch(items, np.random.default_rng(seed))
         spacing = self.dataset.spacing[-self.segmenter.rank :]
-        images, classes = augment_pairs(
-            images.to(device), classes.to(device), len(self.segmenter.config.labels), config.augment, config.augment_p,
+        images, targets = augment_pairs(
+            images.to(device), targets.to(device), len(self.segmenter.config.labels), config.augment, config.augment_p,
             torch.Generator().manual_seed(seed), spacing,
         )  # fmt: skip
         self.segmenter.train()
         with self.accelerator.autocast():
             logits = self.segmenter(images)
-        loss = self.loss_of(logits.float(), classes)
+        loss = self.loss_of(logits.float(), targets)
         self.optimizer.zero_grad()
         loss.backward()
         if self.accelerator.num_processes > 1:
@@ -184,11 +199,11 @@ class Run:
         if self.accelerator.is_main_process:
             result = None
             if self.val is not None:
-                result = evaluate(self.segmenter, self.val, self.accelerator, distances=False)
-                result = {"step": step, "seconds": seconds, "mean_dice": result["mean_dice"], "dice": result["dice"]}
+                result = evaluate(self.segmenter, self.val, self.accelerator, thorough=False)
+                result = {"step": step, "seconds": seconds} | {key: result[key] for key in result if key != "cases"}
                 self._log(result)
             self.last = result
-            if result is None or self.best is None or (result["mean_dice"] or 0) > (self.best["mean_dice"] or 0):
+            if result is None or self.best is None or (result[self.score] or 0) > (self.best[self.score] or 0):
                 self.best = result
                 with whole_folder(self.config.out / NETWORK) as folder:
                     self.segmenter.save_pretrained(folder)
@@ -225,13 +240,14 @@ class Run:
         }  # fmt: skip
 
 
-def _open_val(folder: Path, dataset: PreparedDataset) -> PreparedDataset:
-    val = open_labelled(folder)
+def _open_val(folder: Path, dataset: PreparedDataset, label: int | None) -> PreparedDataset:
+    val = open_labelled(folder, label)
     for name in ("spacing", "plane"):
         if getattr(val, name) != getattr(dataset, name):
             found = f"{folder} has {getattr(val, name)}, the training set {getattr(dataset, name)}"
             raise UserError(f"val: {name}: {found}; prepare both alike")
-    if unknown := set(labels_of(val)) - set(labels_of(dataset)):
+    unknown = set(labels_of(val)) - set(labels_of(dataset))
+    if label is None and unknown:
         raise UserError(f"val: {folder} has the labels {sorted(unknown)}, which the training set lacks")
     return val
 
@@ -240,6 +256,6 @@ def _picture(segmenter: Segmenter, dataset: PreparedDataset, path: Path, acceler
     rows = range(min(PICTURED, len(dataset)))
     images = [dataset.volumes[row][0] for row in rows]
     truths = [class_table(segmenter.config.labels)[dataset.labels[row][0]] for row in rows]
-    found = [probabilities(segmenter, image, accelerator).argmax(0).numpy() for image in images]
+    found = [classes_of(probabilities(segmenter, image, accelerator)) for image in images]
     titles = [dataset.manifest["volumes"][row]["source"] for row in rows]
     save_predictions(images, truths, found, path, dataset.spacing, titles)

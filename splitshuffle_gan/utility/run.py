@@ -118,7 +118,7 @@ def _one(
     train_segmenter(config.training(data.folder, folder, seed))
     seconds = time.perf_counter() - started
     segmenter = open_segmenter(folder).to(accelerator.device)
-    found = evaluate(segmenter, test, accelerator, distances=False)
+    found = evaluate(segmenter, test, accelerator, thorough=False)
     if not config.keep_networks:
         shutil.rmtree(folder / NETWORK)
     return {

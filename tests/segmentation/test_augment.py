@@ -68,3 +68,10 @@ def test_depth_is_shifted_but_never_turned():
     # The bar is the same in all slices; in-plane motion keeps it so.
     assert torch.equal(labels[:, :, 0], labels[:, :, -1])
     torch.testing.assert_close(moved[:, :, 0], moved[:, :, -1])
+
+
+@pytest.mark.parametrize("rank", [2, 3])
+def test_heat_maps_move_as_images_do(rank):
+    images, _ = pairs(rank)
+    moved, heat = augment_pairs(images, images.clone(), 2, AugmentConfig(**CALM), 1.0, generator(), (1.0,) * rank)
+    assert (heat - images).abs().mean() > 0.01 and torch.equal(heat, moved)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from splitshuffle_gan.segmentation.batches import Cases, place_window
+from splitshuffle_gan.segmentation.lesions import heat_map
 from splitshuffle_gan.segmentation.network2d import Network2DConfig
 from splitshuffle_gan.segmentation.network3d import Network3DConfig
 from splitshuffle_gan.segmentation.segmenter import labels_of, open_labelled
@@ -62,3 +63,23 @@ def test_half_of_the_windows_are_over_a_label_wherever_it_is():
     assert place_window(labels, (10, 40, 40), random) == (slice(None),) * 3
     starts = {place_window(np.zeros((3, 3)), (2, 3), random)[0].start for _ in range(40)}
     assert starts == {0, 1}  # no label anywhere: anywhere
+
+
+def test_heat_maps_are_about_the_middles_of_lesions_in_slices_and_windows_as_in_volumes(dataset):
+    rows, sigma = range(len(dataset)), 3.0
+    middles = [np.argwhere(dataset.labels[row][0] == 5).mean(0) for row in rows]
+    wanted = np.stack([heat_map(middle[None], dataset.shape, dataset.spacing, sigma)[None] for middle in middles])
+    config = Network3DConfig(labels=(0, 5), shape=dataset.shape, layers=SMALLEST, pad=True, sigma=sigma)
+    images, heat = Cases(dataset, config).batch(list(rows), rng())
+    assert np.array_equal(images, dataset.volumes[:]) and heat.dtype.is_floating_point
+    assert np.allclose(heat, wanted)
+    slices = Cases(dataset, Network2DConfig(labels=(0, 5), shape=dataset.shape, layers=SMALLEST, sigma=sigma))
+    for item in (0, 3, len(slices) - 1):
+        row, depth = slices.index[item]
+        assert np.allclose(slices.batch([item], rng())[1][0], wanted[row, :, depth])
+    window = Network3DConfig(labels=(0, 5), shape=(4, 16, 16), layers=SMALLEST, pad=True, sigma=sigma)
+    images, heat = Cases(dataset, window).batch([1], rng())
+    views = np.lib.stride_tricks.sliding_window_view(dataset.volumes[1][0], (4, 16, 16))
+    start = np.argwhere(np.all(views == images[0, 0].numpy(), axis=(3, 4, 5)))[0]
+    cut = tuple(slice(a, a + n) for a, n in zip(start, (4, 16, 16), strict=True))
+    assert np.allclose(heat[0, 0], wanted[1, 0][cut])

@@ -186,7 +186,7 @@ def test_scans_that_would_share_a_mask_or_an_out_that_exists_are_refused(call, t
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         write_ball(tmp_path / folder / "scan.nii.gz")
-    with pytest.raises(UserError, match="two would have the mask scan.nii.gz"):
+    with pytest.raises(UserError, match="the results of two would be scan.nii.gz"):
         call(tmp_path / "a" / "scan.nii.gz", tmp_path / "b" / "scan.nii.gz")
     (tmp_path / "out").mkdir()
     with pytest.raises(UserError, match="exists already"):

@@ -62,4 +62,4 @@ def test_evaluation_compares_classes_with_the_datasets_labels(balls, accelerator
     found = expected(volume).argmax(0).numpy() == 1
     wanted = 2 * np.sum(found & (labels == 2)) / (found.sum() + np.sum(labels == 2))
     assert result["cases"][0]["dice"]["2"] == pytest.approx(wanted, abs=1e-6)
-    assert "hd95" not in evaluate(segmenter, dataset, accelerator, distances=False)
+    assert "hd95" not in evaluate(segmenter, dataset, accelerator, thorough=False)

@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 import tyro
+from monai.losses import FocalLoss
 
 from splitshuffle_gan.errors import UserError
 from splitshuffle_gan.segmentation import training
@@ -165,6 +166,18 @@ def test_every_loss_falls_towards_the_truth(name):
     assert values == sorted(values, reverse=True) and values[-1] < 1e-3
 
 
+def test_the_loss_of_a_heat_map_is_least_at_the_heat_and_focal_at_its_ends():
+    heat = torch.tensor([0.0, 0.2, 0.7, 1.0]).reshape(1, 1, 2, 2)
+    logits = torch.logit(heat, eps=1e-6).requires_grad_()
+    (slope,) = torch.autograd.grad(training.heat_focal(logits, heat), logits)
+    assert slope.abs().max() < 1e-5
+    for step in (-0.5, 0.5):
+        assert training.heat_focal(logits + step, heat) > training.heat_focal(logits, heat)
+    ends, logits = torch.randint(2, (3, 1, 4, 4)).float(), torch.linspace(-3, 3, 48).reshape(3, 1, 4, 4)
+    focal = FocalLoss(gamma=2.0, reduction="none")(logits, ends).sum() / 3
+    assert float(training.heat_focal(logits, ends)) == pytest.approx(float(focal), rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -185,4 +198,5 @@ def test_the_command_line_knows_all_options():
     config = tyro.cli(Segment3DConfig, args=line.split(), config=(tyro.conf.FlagCreatePairsOff,))
     assert config.network == Network3DOptions(scale=(1, 2, 2), pad=True)
     assert (config.minutes, config.loss, config.window, config.batch_size) == (5.0, "dice_ce", (8, 16, 16), 4)
+    assert (config.detect, config.sigma) == (None, 4.0)
     assert tyro.cli(Segment2DConfig, args=["--data", "d", "--out", "o"]).batch_size == 32

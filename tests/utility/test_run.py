@@ -84,7 +84,7 @@ def trained(monkeypatch) -> list[tuple]:
         seen.append((config.out.name, len(open_labelled(config.data)), config))
         return config.out
 
-    def evaluate(folder: Path, dataset, accelerator, distances: bool) -> dict:
+    def evaluate(folder: Path, dataset, accelerator, thorough: bool) -> dict:
         value = {"real": 0.8, "synthetic": 0.7, "both": 0.9}[folder.name.split("-")[0]]
         entries = dataset.manifest["volumes"]
         return {
