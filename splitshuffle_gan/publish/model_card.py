@@ -48,7 +48,7 @@ def _head(name: str, header: dict, training: dict) -> str:
     meta = ModelCardData(license=known, library_name="splitshuffle_gan", tags=["3d", "gan", "medical-imaging"])
     return (
         f"---\n{meta.to_yaml()}\n---\n\n# {name}\n\n"
-        f"{one_line(card['title'])}: a generator of {_grid(header)}, learned from {data['train']['count']} real ones. "
+        f"{one_line(card['title'])}: a generator of {_grid(header)}, learned from {data['train']['count']} volumes. "
         "What it draws shows no patient.\n\n"
         f"![{name}: random samples beside real volumes]({PICTURE})\n\n"
         "Left: the first seeds, over the whole distribution (truncation 1), none left out. Right: real volumes that it "
