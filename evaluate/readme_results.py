@@ -105,7 +105,7 @@ def models(scores: list[Path]) -> str:
     return "\n\n".join([
         "### Models that ship",
         "\n".join(markdown_table(header, rows)),
-        "Against held-out volumes, by which snapshots were chosen, too. The hippocampus one, with the parts that `split` wrote:",
+        "Against held-out volumes, by which snapshots were chosen, too. With the parts that `split` wrote:",
         "```bash\nsplitshuffle score --generated hippocampus-mr --real parts/held_out --floor-from parts/train "
         "--out card.json\n```",
     ])  # fmt: skip
