@@ -225,6 +225,14 @@ def extractor(options: Any) -> None:
     print(f"extractor in {out}; use it with --{option}extractor med{options.rank}d-mini --{option}weights {out}")
 
 
+def carry(options: Any) -> None:
+    """Run `splitshuffle carry`."""
+    from splitshuffle_gan.extractors.cross_d import carry_to_volumes
+
+    out = carry_to_volumes(options)
+    print(f"extractor in {out}; use it with --extractor cross_d-resnet18 --weights {out}")
+
+
 def train_segmenter(options: Any) -> None:
     """Run `segment2d` or `segment3d`."""
     import json
@@ -347,6 +355,9 @@ COMMANDS: dict[str, Command] = {
     "publish": Command("a finished run to a checkpoint that ships, with cards", "publish.run:PublishConfig", publish),
     "validate-extractor": Command("is the ruler straight?", "metrics.validation:ValidationConfig", validate),
     "extractor": Command("train the network that scores see with", "extractors.med3d:ExtractorConfig", extractor),
+    "carry": Command(
+        "make an extractor for volumes of a Cross-D network of slices", "extractors.cross_d:CarryConfig", carry
+    ),
     "segment2d": Command(
         "train AH-Net's 2D network on labelled slices", "segmentation.options:Segment2DConfig", train_segmenter
     ),

@@ -1,9 +1,10 @@
 """Feature extractors: a network, the weights it was given, and what a score's card must say about them.
 
-Names: `medicalnet-resnet10`, `medicalnet-resnet50`, `med3d-mini` and `random-<seed>` for volumes; `inception`,
-`radimagenet-resnet50` and `med2d-mini` for slices. Only the `mini` weights ship. The others are looked for in the
-caches of Hugging Face and torch, then downloaded, or come from a path; they are read without unpickling and the
-sha256 of their file is always computed, checked against all that is known of it, and kept.
+Names: `medicalnet-resnet10`, `medicalnet-resnet50`, `med3d-mini`, `cross_d-resnet18` and `random-<seed>` for volumes;
+`inception`, `radimagenet-resnet50` and `med2d-mini` for slices. Only the `mini` weights ship; those of
+`cross_d-resnet18` are made from slices of one's own. The others are looked for in the caches of Hugging Face and torch,
+then downloaded, or come from a path. All are read without unpickling, and the sha256 of the file is always computed,
+checked against all that is known of it, and kept.
 """
 
 import hashlib
@@ -18,6 +19,7 @@ import torch
 from torch import nn
 
 from splitshuffle_gan.errors import UserError
+from splitshuffle_gan.extractors.cross_d import CrossDEncoder
 from splitshuffle_gan.extractors.encoder import Encoder, EncoderConfig
 from splitshuffle_gan.extractors.medicalnet import load_medicalnet
 from splitshuffle_gan.extractors.slice_networks import load_inception, load_radimagenet
@@ -72,7 +74,8 @@ class Extractor:
 class Kind:
     """What is known of an extractor before its weights are; `build` makes the network from their path.
 
-    `dimension` None: the network says. `published` None: the weights ship with the package.
+    `dimension` None: the network says. `published` None: the weights ship with the package, or `made_by` says, in
+    words, how to make them.
     """
 
     rank: int
@@ -82,6 +85,7 @@ class Kind:
     preprocessing: str
     spacing: str
     published: Published | None = None
+    made_by: str = ""
 
 
 def open_extractor(name: str, weights: str | Path | None = None, sha256: str | None = None) -> Extractor:
@@ -103,6 +107,10 @@ def open_extractor(name: str, weights: str | Path | None = None, sha256: str | N
     if name not in EXTRACTORS:
         raise UserError(f"extractor: {name!r} is unknown; choose one of {', '.join(EXTRACTORS)}, {RANDOM}.")
     kind = EXTRACTORS[name]
+    if weights is None and kind.made_by:
+        raise UserError(
+            f"weights: none ship for {name}. Make some, {kind.made_by}; then pass the folder with --weights."
+        )
     if weights is None:
         path = find_weights(name, kind.published, MINI[kind.rank])
     else:
@@ -113,6 +121,8 @@ def open_extractor(name: str, weights: str | Path | None = None, sha256: str | N
     note = ""
     if kind.published and digest != kind.published.sha256:
         note = f"The weights are not those published as {kind.published.file}."
+    elif kind.made_by:
+        note = f"The weights were made {kind.made_by}."
     elif kind.published is None and weights is not None:
         note = "The weights are not those that ship with the package, but a checkpoint of the same kind."
     return Extractor(
@@ -158,6 +168,10 @@ def _load_encoder(path: Path, rank: int) -> nn.Module:
     if encoder.config.rank != rank:
         raise UserError(f"{path.parent}: an encoder of rank {encoder.config.rank}, wanted rank {rank}.")
     return encoder
+
+
+def _load_cross_d(path: Path) -> nn.Module:
+    return CrossDEncoder.from_pretrained(path.parent)
 
 
 def _random(name: str, seed: int) -> Extractor:
@@ -237,6 +251,18 @@ EXTRACTORS = {
         50, 2048, 184.9, "ff48a62219073fb977fd3f4ddfb8dc1367f0ec156c8d6f6c37e205bd683a246e"
     ),
     "med3d-mini": _mini_kind(3, "phantoms at 3.5 and 4.7 mm, and the scans that its README names"),
+    "cross_d-resnet18": Kind(
+        rank=3,
+        dimension=None,
+        build=_load_cross_d,
+        topology=(
+            "ResNet-18 whose Cross-D kernels learnt from slices and are used whole in volumes; the last stage averaged "
+            "over the grid."
+        ),
+        preprocessing=AS_IT_IS,
+        spacing="that of the slices and volumes which training.json beside its weights names",
+        made_by="by `splitshuffle probe` in 2D and `splitshuffle carry` to volumes",
+    ),
     "radimagenet-resnet50": Kind(
         rank=2,
         dimension=2048,

@@ -26,6 +26,7 @@ from splitshuffle_gan.data.recipe import DEFAULT_PERCENTILES
 from splitshuffle_gan.devices import make_accelerator
 from splitshuffle_gan.errors import UserError
 from splitshuffle_gan.extractors.encoder import Encoder, EncoderConfig
+from splitshuffle_gan.extractors.weights import write_checksum
 from splitshuffle_gan.output import refuse_existing, whole_folder, write_json
 from splitshuffle_gan.parallel import parallel_map
 from splitshuffle_gan.presets import load_preset
@@ -180,8 +181,7 @@ def train_extractor(config: ExtractorConfig) -> Path:
     calibrate(encoder, sets, config.patch, rng)
     with whole_folder(config.out) as folder:
         encoder.eval().save_pretrained(folder)
-        digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-        (folder / "weights.sha256").write_text(f"{digest}  model.safetensors\n")
+        write_checksum(folder)
         write_json(folder / "training.json", _record(config, sets, dice, shown, time.time() - started))
     return config.out
 

@@ -112,6 +112,11 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def write_checksum(folder: Path) -> None:
+    """Write the sha256 of the network in `folder` beside it, where `check_weights` looks for it."""
+    (folder / CHECKSUM).write_text(f"{file_sha256(folder / WEIGHTS)}  {WEIGHTS}\n")
+
+
 def check_stated(sha256: str | None) -> None:
     """Raise UserError for a sha256, as a user states it, that is not 64 hexadecimal digits. None passes."""
     if sha256 is not None and not HEX64.fullmatch(sha256.lower()):

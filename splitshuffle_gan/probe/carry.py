@@ -5,8 +5,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from splitshuffle_gan.errors import UserError
-from splitshuffle_gan.probe.network import SliceResNet, seeded_volumes
-from splitshuffle_gan.probe.plan import Arm, Network
+from splitshuffle_gan.extractors.slice_resnet import Network, SliceResNet
+from splitshuffle_gan.probe.network import seeded_volumes
+from splitshuffle_gan.probe.plan import Arm
 from splitshuffle_gan.transfer.cross_d import Layer, to_3d
 
 PLANES = 3

@@ -14,8 +14,9 @@ from torch.optim.swa_utils import update_bn
 from tqdm import tqdm
 
 from splitshuffle_gan import nd
+from splitshuffle_gan.extractors.slice_resnet import SliceResNet
 from splitshuffle_gan.probe.linear import class_weights
-from splitshuffle_gan.probe.network import SliceResNet, seeded_head
+from splitshuffle_gan.probe.network import seeded_head
 from splitshuffle_gan.probe.plan import Training
 from splitshuffle_gan.probe.slices import Slices
 from splitshuffle_gan.probe.tasks import Part, Task
@@ -37,7 +38,7 @@ def pretrain(
     """
     device = accelerator.device
     _place(network.train(), 2, accelerator)
-    width = 8 * network.config.width
+    width = network.config.features
     heads = nn.ModuleList(
         [seeded_head(width, sum(of.tasks), derived_seed(seed, 1, place)) for place, of in enumerate(sources.values())]
     ).to(device)

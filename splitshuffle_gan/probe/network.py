@@ -1,74 +1,13 @@
-"""The ResNet-18 of slices, plain or Cross-D; the volumetric one is made of it (`carry`)."""
-
-from dataclasses import asdict, dataclass
-from typing import Literal
+"""Fresh networks and heads from seeds: the same seed gives the same weights."""
 
 import torch
-from monai.networks.nets.resnet import ResNet
-from torch import Tensor, nn
+from torch import nn
 
-from splitshuffle_gan.checkpoint import Pretrained
-from splitshuffle_gan.errors import UserError
-from splitshuffle_gan.probe.plan import Network
-from splitshuffle_gan.transfer.cross_d import convert
-
-BLOCKS = [2, 2, 2, 2]
-
-
-@dataclass(frozen=True, kw_only=True)
-class SliceResNetConfig(Network):
-    """The network, and its convolutions: plain, or Cross-D ones that move as `phase` says."""
-
-    conv: Literal["plain", "published", "rotation"] = "plain"
-
-    def to_dict(self) -> dict:
-        """Plain JSON."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict) -> "SliceResNetConfig":
-        """The inverse of `to_dict`. Raises UserError for a field too many or too few."""
-        try:
-            return cls(**values)
-        except TypeError as error:
-            known = ", ".join(cls.__dataclass_fields__)
-            raise UserError(f"network config: {error}; fields are {known}") from error
-
-
-class SliceResNet(nn.Module, Pretrained):
-    """Slices `[N, 1, H, W]` in [-1, 1] to pooled features `[N, 8 * width]`."""
-
-    config_class = SliceResNetConfig
-
-    def __init__(self, config: SliceResNetConfig, geometry: dict | None = None):
-        super().__init__()
-        self.config, self.geometry = config, geometry
-        body = resnet18(config, 2)
-        # Cross-D kernels start afresh, as in the paper: what they are in 3D is to be learnt from slices alone.
-        self.body = body if config.conv == "plain" else convert(body, config.conv, keep_weights=False)[0]
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.body(x)
-
-
-def resnet18(network: Network, rank: int) -> nn.Module:
-    """torchvision's ResNet-18 for one channel, without classifier, in MONAI's modules, which serve both ranks."""
-    return ResNet(
-        "basic",
-        BLOCKS,
-        [network.width * factor for factor in (1, 2, 4, 8)],
-        spatial_dims=rank,
-        n_input_channels=1,
-        conv1_t_size=network.stem,
-        conv1_t_stride=network.stem_stride,
-        no_max_pool=not network.max_pool,
-        feed_forward=False,
-        bias_downsample=False,
-    )
+from splitshuffle_gan.extractors.slice_resnet import Network, SliceResNet, SliceResNetConfig, resnet18
 
 
 def seeded_slices(config: SliceResNetConfig, seed: int) -> SliceResNet:
-    """A fresh 2D network; the same seed gives the same weights."""
+    """A fresh 2D network."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return SliceResNet(config)

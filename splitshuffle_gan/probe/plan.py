@@ -6,31 +6,10 @@ from typing import Any, Literal
 
 from splitshuffle_gan.errors import UserError
 from splitshuffle_gan.experiment.plan import read_yaml, typed
+from splitshuffle_gan.extractors.slice_resnet import Network
 
 MODES = ("probe", "finetune")
 MEAN = "mean"  # of all targets, in tables
-
-
-@dataclass(frozen=True, kw_only=True)
-class Network:
-    """The ResNet-18. Small grids want another stem than ImageNet's 7x7, which with its pool divides them by 4 at once.
-
-    Attributes:
-        width: channels of the first stage, doubled at each of the three others; 64 is the published network.
-        stem: kernel size of the first convolution, odd.
-        stem_stride: its stride.
-        max_pool: whether the published pool, stride 2, follows.
-    """
-
-    width: int = 64
-    stem: int = 3
-    stem_stride: int = 2
-    max_pool: bool = False
-
-    def __post_init__(self) -> None:
-        _at_least(self, {"width": 1, "stem": 1, "stem_stride": 1})
-        if self.stem % 2 == 0:
-            raise UserError(f"stem: found {self.stem}, an odd size is wanted")
 
 
 @dataclass(frozen=True, kw_only=True)

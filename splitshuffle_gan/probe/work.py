@@ -14,11 +14,12 @@ from torch import nn
 
 from splitshuffle_gan.devices import make_accelerator
 from splitshuffle_gan.experiment.results import append, read
+from splitshuffle_gan.extractors.slice_resnet import SliceResNet, SliceResNetConfig
 from splitshuffle_gan.output import whole_folder, write_json
 from splitshuffle_gan.probe.carry import carry
 from splitshuffle_gan.probe.learn import features_of, finetune, measure_statistics, pretrain
 from splitshuffle_gan.probe.linear import fit
-from splitshuffle_gan.probe.network import SliceResNet, SliceResNetConfig, seeded_slices
+from splitshuffle_gan.probe.network import seeded_slices
 from splitshuffle_gan.probe.plan import Plan
 from splitshuffle_gan.probe.slices import open_source
 from splitshuffle_gan.probe.tasks import Part, Task, open_task
@@ -152,7 +153,7 @@ def _probe(job: Judging, frozen: Frozen, task: Task) -> dict:
 
 
 def _finetune(job: Judging, frozen: Frozen, task: Task) -> dict:
-    network, width = copy.deepcopy(frozen.network(task)), 8 * job.plan.network.width
+    network, width = copy.deepcopy(frozen.network(task)), job.plan.network.features
     seed = derived_seed(job.seed, 3)
     return {"logits": _rounded(finetune(network, width, task, job.plan.finetune, seed, frozen.accelerator))}
 

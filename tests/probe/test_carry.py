@@ -8,10 +8,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from splitshuffle_gan.errors import UserError
+from splitshuffle_gan.extractors.slice_resnet import Network, SliceResNetConfig, resnet18
 from splitshuffle_gan.nn.cross_d import CrossDConv
 from splitshuffle_gan.probe.carry import ACSConv, carry, inflated
-from splitshuffle_gan.probe.network import SliceResNetConfig, resnet18, seeded_slices
-from splitshuffle_gan.probe.plan import Arm, Network
+from splitshuffle_gan.probe.network import seeded_slices
+from splitshuffle_gan.probe.plan import Arm
 
 SMALL = Network(width=3)
 

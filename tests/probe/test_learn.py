@@ -8,11 +8,12 @@ import torch
 import torch.nn.functional as F
 
 from splitshuffle_gan.devices import make_accelerator
+from splitshuffle_gan.extractors.slice_resnet import Network, SliceResNetConfig
 from splitshuffle_gan.probe.carry import carry
 from splitshuffle_gan.probe.learn import BATCH, _shifted, features_of, finetune, measure_statistics, pretrain
 from splitshuffle_gan.probe.measures import auroc
-from splitshuffle_gan.probe.network import SliceResNetConfig, seeded_slices
-from splitshuffle_gan.probe.plan import Arm, Network, Source, Target, Training
+from splitshuffle_gan.probe.network import seeded_slices
+from splitshuffle_gan.probe.plan import Arm, Source, Target, Training
 from splitshuffle_gan.probe.slices import open_source
 from splitshuffle_gan.probe.tasks import Part, Task, open_task
 
