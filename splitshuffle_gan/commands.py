@@ -260,12 +260,18 @@ def segment(options: Any) -> None:
 
 def utility(options: Any) -> None:
     """Run `splitshuffle utility`."""
-    from splitshuffle_gan.utility.run import utility
+    from splitshuffle_gan.trials.utility import utility
 
     print(f"\n{utility(options)}")
-    print(
-        f"the same: {options.out}/table.md; all cases: {options.out}/results.jsonl; look at {options.out}/utility.png"
-    )
+    print(f"the same: {options.out}/table.md; all cases: {options.out}/results.jsonl; look at {options.out}/dice.png")
+
+
+def ahnet(options: Any) -> None:
+    """Run `splitshuffle ahnet`."""
+    from splitshuffle_gan.trials.ahnet import ahnet
+
+    print(f"\n{ahnet(options)}")
+    print(f"the same: {options.out}/table.md; all cases: {options.out}/results.jsonl; look at {options.out}/dice.png")
 
 
 def detect(options: Any) -> None:
@@ -370,8 +376,13 @@ COMMANDS: dict[str, Command] = {
     "detect": Command("lesions in scans: places, confidences, heat maps", "segmentation.options:DetectConfig", detect),
     "utility": Command(
         "are synthetic pairs good to train on? a segmenter on real, synthetic, both",
-        "utility.options:UtilityConfig",
+        "trials.utility_options:UtilityConfig",
         utility,
+    ),
+    "ahnet": Command(
+        "what is AH-Net's transfer worth? 2D, 3D from scratch, 3D from 2D at equal compute",
+        "trials.ahnet_options:AHNetConfig",
+        ahnet,
     ),
     "experiment": Command(
         "compare ways of training at equal compute", "experiment.options:ExperimentOptions", experiment

@@ -37,6 +37,7 @@ WARMUP = 0.05  # of the run
 LARGEST_GRADIENT = 5.0
 SHOW_EVERY = 10  # steps
 PICTURED = 6
+PREDICTIONS = "predictions.png"  # the last file that a run writes
 
 
 def dice_focal() -> Callable[[Tensor, Tensor], Tensor]:
@@ -79,6 +80,17 @@ def train_segmenter(config: Segment2DConfig | Segment3DConfig) -> Path:
     run.steps()
     run.close()
     return config.out
+
+
+def one_step(config: Segment2DConfig | Segment3DConfig, accelerator: Accelerator) -> Callable[[], object]:
+    """A step of this training, to be timed: the same one whenever it is called; no file is written.
+
+    Raises UserError for a dataset or sizes that do not fit.
+    """
+    dataset = open_labelled(config.data, config.detect)
+    run = Run(config, build(config, dataset)[0], dataset, None, accelerator)
+    items = next(iter(BatchStream(len(run.cases), config.batch_size, slice(None), config.seed)))
+    return lambda: run.step(items, 0)
 
 
 class Run:
@@ -124,7 +136,7 @@ class Run:
                    disable=not self.accelerator.is_main_process)  # fmt: skip
         while progress < 1:
             self._set_rate(max(progress, 1 / last))
-            loss = self._step(next(stream), step)
+            loss = self.step(next(stream), step)
             step += 1
             progress = self._progress(step, time.perf_counter() - started)
             bar.update()
@@ -155,10 +167,10 @@ class Run:
                 if segmenter.config.sigma is not None:
                     save_froc(result, self.config.out / "froc.png")
             shown = self.dataset if self.val is None else self.val
-            _picture(segmenter, shown, self.config.out / "predictions.png", self.accelerator)
+            _picture(segmenter, shown, self.config.out / PREDICTIONS, self.accelerator)
         self.accelerator.wait_for_everyone()
 
-    def _step(self, items: list[int], step: int) -> Tensor:
+    def step(self, items: list[int], step: int) -> Tensor:
         """One step on this process's share; augmentation and windows follow from (seed, step, process) alone."""
         config, device = self.config, self.accelerator.device
         seed = derived_seed(config.seed, step, self.accelerator.process_index)

@@ -18,10 +18,23 @@ from splitshuffle_gan.segmentation.infer import open_segmenter
 from splitshuffle_gan.segmentation.predict import evaluate
 from splitshuffle_gan.segmentation.segmenter import NETWORK, open_labelled
 from splitshuffle_gan.segmentation.training import train_segmenter
-from splitshuffle_gan.utility.options import UtilityConfig
-from splitshuffle_gan.utility.report import write_report
-from splitshuffle_gan.utility.summary import ARMS
+from splitshuffle_gan.trials.cases import cases_of, refuse_shared
+from splitshuffle_gan.trials.question import Question
+from splitshuffle_gan.trials.report import write_report
+from splitshuffle_gan.trials.utility_options import UtilityConfig
 
+QUESTION = Question(
+    title="Downstream utility: a segmenter trained on real, on synthetic and on both",
+    arms={"real": "#0072B2", "synthetic": "#D55E00", "both": "#009E73"},
+    base="real",
+    column="trained on",
+    given="given",
+    how_to_read=(
+        "The test volumes are real ones, in none of the training sets, and nothing was chosen by them: the last "
+        'network of each training counts. All trainings have {steps} steps, so "both" sees each volume less often. The '
+        "intervals do not say what other training volumes or another generator would change."
+    ),
+)
 RECORD = "utility.json"
 SETS = ("real_train", "synthetic", "real_test")
 # What may differ between a call and the one that goes on with it; of the sets their contents count.
@@ -45,12 +58,12 @@ def utility(config: UtilityConfig) -> str:
     mend(results)
     done = {(line["arm"], line["seed"]) for line in read(results)}
     trained_on = {"real": sets["real_train"], "synthetic": sets["synthetic"], "both": _both(config, sets)}
-    todo = [(arm, seed) for seed in range(config.seeds) for arm in ARMS if (arm, seed) not in done]
+    todo = [(arm, seed) for seed in range(config.seeds) for arm in QUESTION.arms if (arm, seed) not in done]
     for number, (arm, seed) in enumerate(todo, start=1):
         print(f"{number} of {len(todo)}: {arm}, seed {seed}", flush=True)
         append(results, _one(config, arm, seed, trained_on[arm], sets["real_test"], accelerator))
-        write_report(record, read(results), config.resamples, config.out)
-    return write_report(record, read(results), config.resamples, config.out)
+        write_report(QUESTION, record, read(results), config.resamples, config.out)
+    return write_report(QUESTION, record, read(results), config.resamples, config.out)
 
 
 def open_sets(config: UtilityConfig) -> dict[str, PreparedDataset]:
@@ -61,14 +74,7 @@ def open_sets(config: UtilityConfig) -> dict[str, PreparedDataset]:
     sets = {name: open_labelled(getattr(config, name)) for name in SETS}
     for name in SETS[1:]:
         check_alike(sets[name], sets["real_train"], name)
-    tested = {entry["prepared_sha256"] for entry in sets["real_test"].manifest["volumes"]}
-    for name in SETS[:2]:
-        shared = [x["source"] for x in sets[name].manifest["volumes"] if x["prepared_sha256"] in tested]
-        if shared:
-            raise UserError(
-                f"real_test: {len(shared)} of its volumes, such as {shared[0]}, are in {sets[name].folder} as well; "
-                "set volumes aside before training, with `splitshuffle split`"
-            )
+    refuse_shared("real_test", sets["real_test"], [sets[name] for name in SETS[:2]])
     return sets
 
 
@@ -83,6 +89,7 @@ def _open(config: UtilityConfig, sets: dict[str, PreparedDataset]) -> dict:
             for name, part in sets.items()
         },
         "labels": list(sets["real_train"].structures),
+        "cases": len(sets["real_test"]),
     }
     path = config.out / RECORD
     if path.is_file() and not config.overwrite:
@@ -124,15 +131,7 @@ def _one(
     return {
         "arm": arm,
         "seed": seed,
-        "volumes": len(data),
+        "given": f"{len(data)} volumes",
         "seconds": seconds,
-        "cases": [
-            {"source": case["source"], "dice": _of_present(case["dice"], entry)}
-            for case, entry in zip(found["cases"], test.manifest["volumes"], strict=True)
-        ],
+        "cases": cases_of(found, test),
     }
-
-
-def _of_present(dice: dict[str, float | None], entry: dict) -> dict[str, float | None]:
-    """Without structures that the case does not have: the same cases count for all trainings, whatever these found."""
-    return {label: value if int(label) in entry["labels"]["values"] else None for label, value in dice.items()}

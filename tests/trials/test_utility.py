@@ -4,49 +4,18 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
-import nibabel as nib
-import numpy as np
 import pytest
 
 from splitshuffle_gan.data.dataset import open_dataset
-from splitshuffle_gan.data.prepare import PrepareConfig, prepare
 from splitshuffle_gan.errors import UserError
 from splitshuffle_gan.segmentation.options import Network2DOptions, Segment2DConfig, Segment3DConfig
 from splitshuffle_gan.segmentation.segmenter import open_labelled
-from splitshuffle_gan.utility import run as module
-from splitshuffle_gan.utility.options import UtilityConfig
-from splitshuffle_gan.utility.run import utility
+from splitshuffle_gan.trials import utility as module
+from splitshuffle_gan.trials.utility import utility
+from splitshuffle_gan.trials.utility_options import UtilityConfig
 
 pytestmark = pytest.mark.usefixtures("cpu")
-SHAPE = (8, 32, 32)
-
-
-def write_balls(folder: Path, count: int, seed: int) -> Path:
-    """A prepared dataset of balls: label 2 a shell, label 5 its core; the last one has no core."""
-    rng = np.random.default_rng(seed)
-    for part in ("images", "labels"):
-        (folder / part).mkdir(parents=True)
-    grid = np.stack(np.meshgrid(*[np.linspace(-1, 1, side) for side in SHAPE[::-1]], indexing="ij"))
-    for number in range(count):
-        radius = np.sqrt(np.square(grid - rng.uniform(-0.1, 0.1, (3, 1, 1, 1))).sum(0)) / rng.uniform(0.7, 0.9)
-        label = np.select([radius < 0.5, radius < 1], [2 if number == count - 1 else 5, 2], 0).astype(np.uint8)
-        image = np.select([label == 5, label == 2], [300, 100], -200) + rng.normal(0, 20, label.shape)
-        for part, array in (("images", image.astype(np.float32)), ("labels", label)):
-            nib.save(nib.Nifti1Image(array, np.eye(4)), folder / part / f"{number}.nii.gz")
-    return prepare(PrepareConfig(folder / "images", folder / "dataset", SHAPE, window=(-250, 650), workers=1,
-                                 labels="auto"))  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def sets(tmp_path_factory) -> SimpleNamespace:
-    folder = tmp_path_factory.mktemp("balls")
-    return SimpleNamespace(
-        train=write_balls(folder / "train", 3, 0),
-        synthetic=write_balls(folder / "synthetic", 4, 1),
-        test=write_balls(folder / "test", 6, 2),
-    )
 
 
 @pytest.fixture
@@ -111,8 +80,8 @@ def test_three_arms_are_trained_and_tested_on_the_same_volumes(make):
     config = make(seeds=1)
     text = utility(config)
     lines = results(config.out)
-    assert [(line["arm"], line["seed"], line["volumes"]) for line in lines] == [
-        ("real", 0, 3), ("synthetic", 0, 4), ("both", 0, 7),
+    assert [(line["arm"], line["seed"], line["given"]) for line in lines] == [
+        ("real", 0, "3 volumes"), ("synthetic", 0, "4 volumes"), ("both", 0, "7 volumes"),
     ]  # fmt: skip
     test = open_dataset(config.real_test)
     for line in lines:
@@ -122,7 +91,7 @@ def test_three_arms_are_trained_and_tested_on_the_same_volumes(make):
         assert dice[-1]["5"] is None and all(one["5"] is not None for one in dice[:-1])  # it has no core
     assert text == (config.out / "table.md").read_text() and "| both - real |" in text
     assert json.loads((config.out / "table.json").read_text())["test_cases"] == 6
-    assert (config.out / "utility.png").stat().st_size > 1000
+    assert (config.out / "dice.png").stat().st_size > 1000
     described = json.loads((config.out / "runs" / "both-seed0" / "run.json").read_text())
     assert (described["config"]["steps"], described["sets"]["data"]["count"]) == (3, 7)
     assert not list(config.out.rglob("model.safetensors"))
@@ -223,4 +192,4 @@ def test_the_command(run, make, trained, sets, tmp_path):
     line = ["--real-train", sets.train, "--synthetic", sets.synthetic, "--real-test", sets.test, "--seeds", 1]
     done = run("utility", *line, "--out", tmp_path / "out", "--rank", 2, "--network2d.layers", *"1111")
     assert done.code == 0, done.err
-    assert "# Downstream utility" in done.out and f"look at {tmp_path}/out/utility.png" in done.out
+    assert "# Downstream utility" in done.out and f"look at {tmp_path}/out/dice.png" in done.out

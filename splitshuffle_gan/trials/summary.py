@@ -5,42 +5,47 @@ from collections.abc import Callable
 import numpy as np
 
 from splitshuffle_gan.metrics.resampling import interval
+from splitshuffle_gan.trials.question import Question
 
-ARMS = ("real", "synthetic", "both")
-BASE = "real"
 LEAST_CASES = 5  # an interval over fewer says nothing
 SEED = 0
 
 
-def summarise(record: dict, lines: list[dict], resamples: int) -> dict:
+def summarise(question: Question, record: dict, lines: list[dict], resamples: int) -> dict:
     """All that the report says, as plain JSON.
 
-    "arms": by name, volumes, seeds and for "mean" (over the structures) and each label the Dice of `dice_of`.
-    "differences": synthetic and both against real, of seeds that both have, likewise as by `difference`. The 95 %
-    intervals resample the test cases, the same ones for all arms, each case being the mean over the seeds; None where
-    there are fewer than 5 cases. A structure counts in the cases that have it. "missing" are (arm, seed) to come.
+    "arms": by name, what it was given, seeds and for "mean" (over the structures) and each label the Dice of `dice_of`.
+    "differences": the others against the question's base, of seeds that both have, likewise as by `difference`. The
+    95 % intervals resample the test cases, the same ones for all arms, each case being the mean over the seeds; None
+    where there are fewer than 5 cases. A structure counts in the cases that have it. "missing" are (arm, seed) to come.
+
+    Args:
+        record: "labels", and "cases", the number of test volumes.
+        lines: of results.jsonl.
+        resamples: of the intervals.
     """
+    names, base = tuple(question.arms), question.base
     labels = [str(label) for label in record["labels"]]
     found = {(line["arm"], line["seed"]): _values(line, labels) for line in lines}
-    seeds = {arm: sorted(seed for name, seed in found if name == arm) for arm in ARMS}
-    volumes = {line["arm"]: line["volumes"] for line in lines}
-    count = record["sets"]["real_test"]["count"]
+    seeds = {arm: sorted(seed for name, seed in found if name == arm) for arm in names}
+    given = {line["arm"]: line["given"] for line in lines}
+    count = record["cases"]
     draws = None
     if count >= LEAST_CASES:  # how often each case is in each resample
         draws = np.random.default_rng(SEED).multinomial(count, np.full(count, 1 / count), resamples)
     arms = {
-        arm: {"volumes": volumes[arm], "seeds": seeds[arm], **_each(labels, dice_of, draws, _stack(found, arm, of))}
+        arm: {"given": given[arm], "seeds": seeds[arm], **_each(labels, dice_of, draws, _stack(found, arm, of))}
         for arm, of in seeds.items()
         if of
     }
     differences = {}
-    for arm in ARMS:
-        common = [seed for seed in seeds[arm] if seed in seeds[BASE]]
-        if arm != BASE and common:
-            stacks = (_stack(found, name, common) for name in (arm, BASE))
-            differences[arm] = {"against": BASE, "seeds": common, **_each(labels, difference, draws, *stacks)}
+    for arm in names:
+        common = [seed for seed in seeds[arm] if seed in seeds[base]]
+        if arm != base and common:
+            stacks = (_stack(found, name, common) for name in (arm, base))
+            differences[arm] = {"against": base, "seeds": common, **_each(labels, difference, draws, *stacks)}
     every = sorted({seed for of in seeds.values() for seed in of})
-    missing = [[arm, seed] for seed in every for arm in ARMS if seed not in seeds[arm]]
+    missing = [[arm, seed] for seed in every for arm in names if seed not in seeds[arm]]
     return {"labels": labels, "test_cases": count, "arms": arms, "differences": differences, "missing": missing}
 
 
