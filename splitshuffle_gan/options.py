@@ -57,6 +57,8 @@ class PrepareOptions:
         resample: between voxels linear, cubic (bspline) or not at all (nearest).
         labels: folder of label maps with the scans' names; auto: labels*/ beside images*/.
         label_resample: nearest, or linear: the label that weighs most once each is interpolated by itself.
+        structures: labels to be told apart: those of the first entry become 1, of the second 2, and so on, all others
+            background; as in --structures 7,8,9 5,6,10-15. Default: the labels as they are.
         spacing_tolerance: with native spacing, how far a scan's may be from the median, as a share of it.
         volume: which volume of 4D files, from 0; all: each is a scan.
         correct_tilt: straighten CT series taken with a tilted gantry, instead of refusing them.
@@ -80,6 +82,7 @@ class PrepareOptions:
     resample: Literal["linear", "bspline", "nearest"] = "linear"
     labels: Path | None = None
     label_resample: Literal["nearest", "linear"] = "nearest"
+    structures: tuple[str, ...] | None = None
     spacing_tolerance: float = 0.05
     volume: int | Literal["all"] | None = None
     correct_tilt: bool = False

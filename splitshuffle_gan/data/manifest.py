@@ -7,6 +7,7 @@ import numpy as np
 from splitshuffle_gan import __version__
 from splitshuffle_gan.data.recipe import PrepareConfig
 from splitshuffle_gan.data.survey import Survey
+from splitshuffle_gan.errors import UserError
 
 FORMAT = "splitshuffle-dataset"
 VERSION = 1
@@ -41,6 +42,9 @@ def make_manifest(
         manifest["shards"] = shards
     if config.labels is not None:
         manifest["labels"] = _labels(volumes, config.label_resample)
+        for number, group in enumerate(config.structures or (), start=1):
+            if number not in manifest["labels"]["values"]:
+                raise UserError(f"structures: no prepared volume has any of the labels {group}; leave that entry out")
     return manifest | {"volumes": volumes, "skipped": skipped}
 
 

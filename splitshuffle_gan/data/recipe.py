@@ -32,6 +32,8 @@ class PrepareConfig:
     resample: "linear", "bspline" (cubic, clipped to the scan's range) or "nearest"; the first two blur before reducing.
     labels: a folder of label maps with the scans' names; "auto": images*/ -> labels*/ beside it.
     label_resample: "nearest", or "linear": the label with the most weight once each is interpolated by itself.
+    structures: what to make of the labels: those of the first entry, such as "7,8,9", become 1, those of the second,
+    such as "5,6,10-15", 2, and so on; all others 0. None leaves them as they are.
     spacing_tolerance: how far, relatively, a scan's own spacing may be from the median when spacing is "native".
     volume: of 4D files, counted from 0, or "all". correct_tilt: straighten DICOM series with a tilted gantry.
     shard_size: volumes per array file; None writes one file.
@@ -51,6 +53,7 @@ class PrepareConfig:
     resample: str = "linear"
     labels: Path | None = None
     label_resample: str = "nearest"
+    structures: tuple[str, ...] | None = None
     spacing_tolerance: float = 0.05
     volume: int | str | None = None
     correct_tilt: bool = False
@@ -67,6 +70,10 @@ class PrepareConfig:
         self._check_grid()
         self._check_intensities()
         self._check_choices()
+        if self.structures is not None:
+            if self.labels is None:
+                raise UserError("structures: say what to make of labels, and there are none; give --labels DIR")
+            self.label_table()
 
     def _check_grid(self) -> None:
         if self.plane != AUTO:
@@ -104,7 +111,34 @@ class PrepareConfig:
         if self.shard_size is not None and self.shard_size < 1:
             raise UserError(f"shard_size: {self.shard_size}; a positive whole number of volumes is wanted")
 
+    def label_table(self) -> np.ndarray:
+        """uint8 `[256]`: what each label becomes. Raises UserError for `structures` that cannot be read."""
+        if self.structures is None:
+            return np.arange(256, dtype=np.uint8)
+        table = np.zeros(256, dtype=np.uint8)
+        for number, group in enumerate(self.structures, start=1):
+            for label in _labels_in(group):
+                if table[label]:
+                    raise UserError(f"structures: label {label} comes twice in {' '.join(self.structures)}")
+                table[label] = number
+        return table
+
     def to_dict(self) -> dict:
         """Every field, as plain JSON."""
         paths = {"source": str(self.source), "out": str(self.out), "labels": self.labels and str(self.labels)}
         return asdict(self) | paths
+
+
+def _labels_in(group: str) -> list[int]:
+    """`"5,6,10-12"` -> [5, 6, 10, 11, 12]."""
+    labels: list[int] = []
+    for part in group.split(","):
+        first, dash, last = part.strip().partition("-")
+        bounds = [first, last if dash else first]
+        if not all(bound.isdecimal() and len(bound) <= 3 for bound in bounds):
+            bounds = ["0", "0"]
+        low, high = map(int, bounds)
+        if not 1 <= low <= high <= 255:
+            raise UserError(f"structures: found {group!r}, wanted labels from 1 to 255 such as 7,8,9 or 5,6,10-15")
+        labels += range(low, high + 1)
+    return labels

@@ -39,7 +39,7 @@ def fill_row(scan: Scan, label: Scan | None, row: int, job: Job) -> dict:
     config = job.config
     volume = scan.read(job.plane)
     bounds = _intensity(volume.array, config, scan.name)
-    labels = None if label is None else read_labels(label, job.plane)
+    labels = None if label is None else config.label_table()[read_labels(label, job.plane)]
     centre = find_centre(config.crop, volume, bounds, labels, scan.name)
     step, offset = fit(volume, config.shape, job.spacing, centre)
     placed = bounds.to_unit(resample(volume.array[0], step, offset, config.shape, bounds.low, config.resample))

@@ -154,6 +154,47 @@ def test_a_label_map_that_reducing_would_scatter_is_smoothed_by_linear(tmp_path)
     assert dataset.manifest["labels"]["values"] == [0, 9]
 
 
+def test_labels_are_put_together(labelled):
+    dataset = made(labelled, structures=("5", "1,2"), resample="nearest")
+    plain = made(labelled, resample="nearest", overwrite=True)
+    assert plain.data_hash == dataset.data_hash
+    wanted = {0: 0, 5: 1, 1: 2, 2: 2}
+    np.testing.assert_array_equal(dataset.labels, np.vectorize(wanted.get)(plain.labels))
+    assert (dataset.structures, plain.structures) == ((1, 2), (1, 2, 5))
+    rest = made(labelled, structures=("2-4",), overwrite=True)
+    np.testing.assert_array_equal(rest.labels, plain.labels == 2)
+
+
+def test_put_together_before_the_grid_is_changed(tmp_path):
+    """Where labels 1, 2 and 3 each weigh less than the background, together they weigh more."""
+    save(tmp_path / "images" / "a.nii.gz", noise(0, (8, 8, 8)))
+    label = np.zeros((8, 8, 8), np.uint8)
+    label[::2, ::2], label[1::2, ::2], label[::2, 1::2] = 1, 2, 3
+    save(tmp_path / "labels" / "a.nii.gz", label, dtype=np.uint8)
+    settings = {"spacing": (2, 2, 2), "label_resample": "linear", "window": (0, 200), "overwrite": True}
+    assert 1 in made(tmp_path / "images", (4, 4, 4), **settings, structures=("1-3",)).structures
+    assert (made(tmp_path / "images", (4, 4, 4), **settings, structures=("1-3",)).labels == 1).all()
+    assert not (made(tmp_path / "images", (4, 4, 4), **settings).labels == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("structures", "message"),
+    [
+        (("1,x",), "structures: found '1,x', wanted labels from 1 to 255 such as"),
+        (("0",), "structures: found '0'"),
+        (("4-2",), "structures: found '4-2'"),
+        (("200-256",), "structures: found '200-256'"),
+        (("1,2", "5,2"), "structures: label 2 comes twice in 1,2 5,2"),
+        (("1", "77,78"), "structures: no prepared volume has any of the labels 77,78"),
+    ],
+)
+def test_structures_that_make_no_sense_are_named(labelled, structures, message):
+    with pytest.raises(UserError, match=message):
+        made(labelled, structures=structures)
+    with pytest.raises(UserError, match="structures: .* there are none; give --labels"):
+        PrepareConfig("in", "out", (8, 8, 8), structures=("1",))
+
+
 def test_half_way_between_two_labels_the_lower_one_wins():
     labels = np.array([2, 2, 7, 7, 0, 0], np.uint8)[None, None]
     found = resample_labels(labels, (1, 1, 0.5), (0, 0, -1), (1, 1, 14), "linear")
