@@ -22,9 +22,9 @@ def compare(
     far the mass of one distribution has to be moved on average to become the other; "interval" by bootstrap. shift:
     difference of the medians in the same units. spread: sd over the real sd. ks_p: of Kolmogorov's and Smirnov's test.
     floor: the same distance where nothing is wrong: between halves of `real`, or between `real` and as many of `other`
-    real values as are generated; it falls with n, so `at_floor_n` is the distance from as many generated values to the
-    same real ones, `over_floor` that over the floor, and `above_floor` whether it lies above 97.5 % of the floor's
-    draws.
+    real values as are generated; its "interval" is what chance makes of two groups of these sizes, drawn from all real
+    values. It falls with n, so `at_floor_n` is the distance from as many generated values to the same real ones,
+    `over_floor` that over the floor, and `above_floor` whether it lies above the floor and above 97.5 % of chance's.
     Raises TooFewSamples below 8 values a side, and where all real values are the same.
     """
     sides = [np.asarray(values, np.float64) for values in (generated, real, other) if values is not None]
@@ -42,6 +42,13 @@ def compare(
     value = distance(generated, real)
     draws = _draws(generated, real, sides[2] if other is not None else None, splits, seed)
     floors, values = (np.array([distance(row[side], row[2]) for row in draws]) for side in (0, 1))
+    sizes = [len(draws[0][0]), len(draws[0][2])]
+    chance = interval(floors)
+    if other is not None:  # of which all may be taken, and then every draw is the same
+        everything = np.concatenate(sides[1:])
+        chance = interval(np.array([
+            distance(everything[a], everything[b]) for a, b in _groups(len(everything), sizes, splits, seed)
+        ]))  # fmt: skip
     return {
         "real": _summary(real),
         "generated": _summary(generated),
@@ -52,13 +59,13 @@ def compare(
         "ks_p": float(ks_2samp(generated, real).pvalue),
         "floor": {
             "value": float(floors.mean()),
-            "interval": interval(floors),
-            "n": [len(draws[0][0]), len(draws[0][2])],
+            "interval": chance,
+            "n": sizes,
             "splits": splits,
         },
         "at_floor_n": float(values.mean()),
         "over_floor": float(values.mean() / floors.mean()),
-        "above_floor": bool(values.mean() > interval(floors)[1]),
+        "above_floor": bool(values.mean() > max(chance[1], floors.mean())),
     }
 
 
@@ -74,6 +81,13 @@ def _draws(
         size = min(len(other), len(generated))
         pairs = [(rng.choice(other, size, replace=False), real) for _ in range(splits)]
     return [(stand_in, rng.choice(generated, size, replace=False), reference) for stand_in, reference in pairs]
+
+
+def _groups(count: int, sizes: list[int], splits: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """`splits` pairs of disjoint groups of rows."""
+    rng = np.random.default_rng(seed)
+    orders = [rng.permutation(count) for _ in range(splits)]
+    return [(order[: sizes[0]], order[sizes[0] : sum(sizes)]) for order in orders]
 
 
 def _summary(values: np.ndarray) -> dict:

@@ -55,9 +55,9 @@ def render(report: dict) -> str:
         table(report),
         "",
         "Distance: Wasserstein's, in standard deviations of the real values, with the 95 % interval of a bootstrap. "
-        f"Floor: the same between {seen} ({sizes}), and what 97.5 % of {report['settings']['splits']} draws stay "
-        "below; over floor: the distance at the floor's n, over the floor; above: it lies above those 97.5 %. Shift: "
-        "difference of the medians in real sd. Spread: standard deviation over the real one, below 1 where variety is "
+        f"Floor: the same between {seen} ({sizes}), and what 97.5 % of {report['settings']['splits']} random pairs of "
+        "groups of that many real volumes stay below; over floor: the distance at the floor's n, over the floor; above: "
+        "it lies above both. Shift: difference of the medians in real sd. Spread: standard deviation over the real one, below 1 where variety is "
         f"lost. KS p: of the test of Kolmogorov and Smirnov, for one factor; there are {len(report['factors'])}.",
         "",
         "## The measuring network's own error",

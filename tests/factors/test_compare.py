@@ -48,6 +48,13 @@ def test_a_floor_from_other_volumes_has_as_many_as_are_generated():
     assert not compare(generated + 1, real, other + 3, **FAST)["above_floor"]
 
 
+def test_chance_is_there_where_all_of_the_other_volumes_are_taken():
+    """Then there is one distance between real volumes and no other; half of all good generators would lie above it."""
+    rows = [compare(normal(60, s), normal(60, s + 100), normal(60, s + 200), **FAST) for s in range(40)]
+    assert all(row["floor"]["interval"][0] < row["floor"]["interval"][1] for row in rows)
+    assert np.mean([row["above_floor"] for row in rows]) < 0.15
+
+
 def test_the_floor_falls_with_n_and_is_about_what_theory_gives():
     floors = [compare(normal(n, 0), normal(n, 1), **FAST)["floor"]["value"] for n in (40, 640)]
     # E W1 of two normal samples of n / 2: proportional to the root of 1 / n.
