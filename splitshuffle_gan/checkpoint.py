@@ -21,6 +21,7 @@ from splitshuffle_gan.volume import check_geometry
 
 FORMAT, VERSION = "splitshuffle_gan", 1
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+PAIR = ("generator", "discriminator")
 
 
 def load_strictly(
@@ -155,6 +156,10 @@ def find_checkpoint(path: str | Path, network: str) -> str:
     for candidate in [folder, *snapshots[::-1]]:
         if (candidate / network / CONFIG).is_file():
             return str(candidate / network)
+    if network not in PAIR:
+        inside = [path.parent for path in sorted(folder.glob(f"*/{CONFIG}")) if (path.parent / WEIGHTS).is_file()]
+        hint = f"; did you mean {inside[0]}?" if inside else "."
+        raise UserError(f"{folder}: no network here. Wanted the folder that holds its {CONFIG} and {WEIGHTS}{hint}")
     raise UserError(
         f"{folder}: no {network} here. Wanted a checkpoint ({CONFIG} and {WEIGHTS}), a folder with {network}/, "
         "or a run with snapshots/."

@@ -6,6 +6,7 @@ Nothing here imports torch before a command is called, so that `--help` is there
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
+from shlex import quote
 from typing import Any
 
 from splitshuffle_gan.errors import UserError
@@ -73,7 +74,6 @@ def doctor(options: Any) -> None:
 
 def fetch(options: Any) -> None:
     """Run `splitshuffle fetch`."""
-    import shlex
 
     from splitshuffle_gan.data.known.fetch import RECORD, fetch, overview
     from splitshuffle_gan.data.known.known_sets import describe, known_set
@@ -84,7 +84,7 @@ def fetch(options: Any) -> None:
     there = not options.overwrite and options.to is not None and (options.to / RECORD).is_file()
     out = fetch(options)
     print(f"{out}: {'already there and whole' if there else 'done'}; {RECORD} in it says what came from where")
-    print(describe(known_set(options.name), shlex.quote(str(out))))
+    print(describe(known_set(options.name), quote(str(out))))
 
 
 def inflate(options: InflateOptions) -> None:
@@ -191,7 +191,7 @@ def train_factors(options: Any) -> None:
 
     out = train_factors(options)
     print("\n".join(errors_table(json.loads((out / RECORD).read_text())["error"])))
-    print(f"estimator in {out}; use it with `splitshuffle factors --estimator {out}`")
+    print(f"estimator in {out}; use it with `splitshuffle factors --estimator {quote(str(out))}`")
 
 
 def factors(options: Any) -> None:
@@ -221,8 +221,8 @@ def extractor(options: Any) -> None:
     out = train_extractor(options)
     for name, found in json.loads((out / "training.json").read_text())["sets"].items():
         print(f"{name:14s} Dice {found['held_out_dice']:.3f} on {found['held_out']} held-out volumes")
-    option = "" if options.rank == 3 else "plane-"
-    print(f"extractor in {out}; use it with --{option}extractor med{options.rank}d-mini --{option}weights {out}")
+    name, option = f"med{options.rank}d-mini", "" if options.rank == 3 else "plane-"
+    print(f"extractor in {out}; use it with --{option}extractor {name} --{option}weights {quote(str(out))}")
 
 
 def carry(options: Any) -> None:
@@ -230,7 +230,7 @@ def carry(options: Any) -> None:
     from splitshuffle_gan.extractors.cross_d import carry_to_volumes
 
     out = carry_to_volumes(options)
-    print(f"extractor in {out}; use it with --extractor cross_d-resnet18 --weights {out}")
+    print(f"extractor in {out}; use it with --extractor cross_d-resnet18 --weights {quote(str(out))}")
 
 
 def train_segmenter(options: Any) -> None:
@@ -294,7 +294,7 @@ def publish(options: Any) -> None:
     from splitshuffle_gan.publish.run import publish
 
     out = publish(options)
-    print(f"{out}: read README.md, look at montage.png; then `splitshuffle sample {out} --out volumes`")
+    print(f"{out}: read README.md, look at montage.png; then `splitshuffle sample {quote(str(out))} --out volumes`")
 
 
 def experiment(options: Any) -> None:

@@ -1,5 +1,6 @@
 """The volumes of an experiment: trained on, held out, and final ones that neither training nor choices saw."""
 
+import hashlib
 import json
 from dataclasses import fields
 from pathlib import Path
@@ -41,7 +42,7 @@ def final_set(source: Path, data: Path, out: Path) -> Path:
     """
     folder = source
     if not (source / "manifest.json").is_file():
-        folder = out / "data" / f"final-{source.resolve().name}"
+        folder = out / "data" / f"final-{_mark_of(source)}"
         if not folder.exists():
             prepare(recipe_of(open_dataset(data), source, folder))
     known = {entry["prepared_sha256"] for entry in open_dataset(data).manifest["volumes"]}
@@ -53,6 +54,24 @@ def final_set(source: Path, data: Path, out: Path) -> Path:
             "training nor choices saw are wanted"
         )
     return folder
+
+
+def _mark_of(source: Path) -> str:
+    """Changes with the place of the scans, and with their names, sizes and times."""
+    files = sorted(path for path in source.rglob("*") if path.is_file()) if source.is_dir() else [source]
+    seen = [(path.relative_to(source).as_posix(), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return hashlib.sha256(json.dumps([str(source.resolve()), seen]).encode()).hexdigest()[:12]
+
+
+def check_same_final(final: Path, lines: list[dict], out: Path) -> None:
+    """Raise UserError when the results' `lines` hold evaluations by other final volumes than those of `final`."""
+    data_hash = open_dataset(final).data_hash
+    for line in lines:
+        if line["kind"] == "evaluation" and line["set"] == "final" and line["data"]["real"] != data_hash:
+            raise UserError(
+                f"final: {out} has results by {line['n']} other final volumes; results of the two must not be mixed: "
+                f'give those volumes again, or take the lines with "set": "final" out of {out / "results.jsonl"}'
+            )
 
 
 def recipe_of(dataset: PreparedDataset, source: Path, out: Path) -> PrepareConfig:

@@ -52,9 +52,10 @@ def markdown(plan: Plan, summary: dict) -> str:
         lines += ["", "Failed:", ""]
         for f in summary["failures"]:
             lines.append(f"- {f['arm']}, seed {f['seed']}, {f['stage']}: {one_line(f['message'])}")
-    first = next((found for found in summary["sets"].values() if found["rows"]), None)
-    if first:
-        words = HOW_TO_READ.format(draws=plan.draws, n=first["n"], ruler=one_line(first["ruler"]["name"]))
+    shown = [found for found in summary["sets"].values() if found["rows"]]
+    if shown:
+        sizes = " or ".join(dict.fromkeys(str(found["n"]) for found in shown))
+        words = HOW_TO_READ.format(draws=plan.draws, n=sizes, ruler=one_line(shown[0]["ruler"]["name"]))
         lines += ["", f"**How to read it.** {words}"]
     return "\n".join(lines) + "\n"
 

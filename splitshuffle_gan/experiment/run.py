@@ -8,7 +8,7 @@ from pathlib import Path
 
 from splitshuffle_gan.data.dataset import open_dataset
 from splitshuffle_gan.errors import UserError
-from splitshuffle_gan.experiment.data import final_set, split_for
+from splitshuffle_gan.experiment.data import check_same_final, final_set, split_for
 from splitshuffle_gan.experiment.folder import only_one
 from splitshuffle_gan.experiment.options import ExperimentOptions
 from splitshuffle_gan.experiment.plan import Plan, read_plan
@@ -51,6 +51,8 @@ def experiment(options: ExperimentOptions) -> int:
         mend(out / RESULTS)
         split = split_for(plan, options.data, out, None)
         final = options.final and final_set(options.final, options.data, out)
+        if final:
+            check_same_final(final, read(out / RESULTS), out)
         rates = _rates(plan, chosen, split / "train", out, options.jobs)
         runs = {key: make_run(plan, *key, options.data, out, rates) for key in chosen}
         _show(plan, list(runs.values()))

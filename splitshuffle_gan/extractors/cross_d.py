@@ -94,6 +94,11 @@ def carry_to_volumes(config: CarryConfig) -> Path:
     """
     refuse_existing(config.out, config.overwrite, mark=RECORD)
     slices = SliceResNet.from_pretrained(config.network)
+    if slices.config.conv == "plain":
+        raise UserError(
+            f"network: {config.network} has plain convolutions, wanted Cross-D ones; take that of an arm of the probe "
+            "whose way is cross_d, pretrained/published-... or pretrained/rotation-..."
+        )
     encoder = CrossDEncoder.of(slices)
     datasets = [open_dataset(folder) for folder in config.data]
     chosen = [

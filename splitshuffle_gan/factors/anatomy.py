@@ -64,6 +64,12 @@ ANATOMY: dict[str, dict[str, Factor]] = {
 """For each kind of phantom its factors, by name."""
 
 
+def has_anatomy(kind: str, values: list[int]) -> bool:
+    """Whether a dataset with the labels `values` can be one of phantoms of `kind`: every factor, and nothing else."""
+    factors = ANATOMY[kind].values()
+    return set(values) <= set(LABELS[kind]) and all(set(factor.labels) & set(values) for factor in factors)
+
+
 def factors_of_labels(values: list[int]) -> dict[str, Factor]:
     """The volume of each label that a dataset holds, in ml, as "label 1" and so on.
 

@@ -12,6 +12,7 @@ from splitshuffle_gan.output import whole_file
 
 COLOURS = {"real": "#0072B2", "generated": "#D55E00"}  # told apart by the colour-blind
 COLUMNS, BINS = 3, 18
+LEAST_R2 = 0.25  # below it a factor's estimates say little of the factor
 
 
 def table(report: dict) -> str:
@@ -20,7 +21,7 @@ def table(report: dict) -> str:
               "spread", "KS p")  # fmt: skip
     rows = []
     for name, row in report["factors"].items():
-        title = f"{name}, {row['unit']}"
+        title = f"{name}, {row['unit']}{_doubt(row)}"
         if "omitted" in row:
             rows.append([title, row["omitted"], *[""] * (len(header) - 2)])
             continue
@@ -39,6 +40,11 @@ def table(report: dict) -> str:
     return "\n".join(markdown_table(header, rows))
 
 
+def _doubt(row: dict) -> str:
+    """A warning where the network hardly measures the factor, so that a comparison says nothing of it."""
+    return f" (**hardly measured: R² {row['r2']:.2f}**)" if row["r2"] is None or row["r2"] < LEAST_R2 else ""
+
+
 def render(report: dict) -> str:
     """The whole report in Markdown."""
     real, generated = (report["sources"][name] for name in ("real", "generated"))
@@ -54,17 +60,20 @@ def render(report: dict) -> str:
         "",
         table(report),
         "",
-        "Distance: Wasserstein's, in standard deviations of the real values, with the 95 % interval of a bootstrap. "
+        "Distance: Wasserstein's, in standard deviations of the real values, with the 95 % interval of a bootstrap, "
+        "from which its bias is taken off, so that it may reach below 0. "
         f"Floor: the same between {seen} ({sizes}), and what 97.5 % of {report['settings']['splits']} random pairs of "
-        "groups of that many real volumes stay below; over floor: the distance at the floor's n, over the floor; above: "
-        "it lies above both. Shift: difference of the medians in real sd. Spread: standard deviation over the real one, below 1 where variety is "
+        "groups of that many real volumes stay below; over floor: the distance at the floor's n, over the floor; "
+        "above: it lies above both. Shift: difference of the medians in real sd. Spread: standard deviation over the "
+        "real one, below 1 where variety is "
         f"lost. KS p: of the test of Kolmogorov and Smirnov, for one factor; there are {len(report['factors'])}.",
         "",
         "## The measuring network's own error",
         "",
         f"Trained on {report['estimator']['train']} labelled volumes. sd is that of the true values; R² the share of "
         "their variance that it explains. Both sides are measured alike, so an error that does not depend on the side "
-        "blurs the comparison, but does not bias it; on generated volumes unlike all real ones it may be larger.",
+        "blurs the comparison, but does not bias it; on generated volumes unlike all real ones it may be larger. Where "
+        f"R² is below {LEAST_R2}, little is left to compare; these factors are marked.",
         "",
         *_errors("volumes set aside in its training", report["estimator"]["error"]),
         *(_errors("these real volumes", report["error_on_real"]) if report["error_on_real"] else []),
@@ -109,7 +118,8 @@ def _draw(panel: Axes, name: str, row: dict, sides: dict[str, np.ndarray]) -> No
         panel.hist(values, bins, weights=weights, color=COLOURS[side], alpha=0.45, label=label)
         panel.axvline(np.median(values), color=COLOURS[side], linewidth=1.4)
     title = "not compared" if "omitted" in row else f"{row['distance']:.2f} sd, {row['over_floor']:.1f} x floor"
-    panel.set_title(f"{name}: {title}", fontsize=9, loc="left")
+    doubt = _doubt(row).replace("*", "")
+    panel.set_title(f"{name}: {title}{doubt}", fontsize=9 - 2 * bool(doubt), loc="left", color="0.5" if doubt else "0")
     panel.set_xlabel(row["unit"], fontsize=8)
     panel.set_ylabel("% of volumes", fontsize=8)
     panel.tick_params(labelsize=8)

@@ -84,6 +84,7 @@ def run_factors(config: FactorsConfig) -> dict:
     for volumes in sets.values():
         _check_like_training(volumes, estimator, config.estimator)
     values = {name: estimate_all(estimator, volumes, f"measure {name}") for name, volumes in sets.items()}
+    error_on_real = _error_on_real(config.real, estimator, values["real"])
     report = {
         "format": FORMAT,
         "version": VERSION,
@@ -94,9 +95,9 @@ def run_factors(config: FactorsConfig) -> dict:
             name: {"name": volumes.name, "kind": volumes.kind, "n": len(volumes), **volumes.details}
             for name, volumes in sets.items()
         },
-        "settings": {name: getattr(config, name) for name in ("resamples", "splits", "seed")},
-        "factors": _rows(config, estimator, values),
-        "error_on_real": _error_on_real(config.real, estimator, values["real"]),
+        "settings": {name: getattr(config, name) for name in ("n", "truncation_psi", "resamples", "splits", "seed")},
+        "factors": _rows(config, estimator, values, error_on_real or record["error"]),
+        "error_on_real": error_on_real,
         "values": {name: found.tolist() for name, found in values.items()},
     }
     with whole_folder(config.out) as folder:
@@ -106,8 +107,13 @@ def run_factors(config: FactorsConfig) -> dict:
     return report
 
 
-def _rows(config: FactorsConfig, estimator: Estimator, values: dict[str, np.ndarray]) -> dict[str, dict]:
-    """The comparison of each factor; {"omitted": reason} where it cannot be made."""
+def _rows(
+    config: FactorsConfig, estimator: Estimator, values: dict[str, np.ndarray], error: dict[str, dict]
+) -> dict[str, dict]:
+    """The comparison of each factor; {"omitted": reason} where it cannot be made.
+
+    With "r2": the share of its variance that the estimates explain, on the real volumes if their labels are known.
+    """
     rows = {}
     for column, (name, factor) in enumerate(estimator.config.factors.items()):
         samples = [found[:, column] for found in values.values()]
@@ -115,7 +121,7 @@ def _rows(config: FactorsConfig, estimator: Estimator, values: dict[str, np.ndar
             row = compare(*samples, resamples=config.resamples, splits=config.splits, seed=config.seed)
         except TooFewSamples as error:
             row = {"omitted": str(error)}
-        rows[name] = {"unit": factor.unit, **row}
+        rows[name] = {"unit": factor.unit, "r2": error[name]["r2"], **row}
     return rows
 
 
@@ -131,6 +137,8 @@ def _record(folder: Path) -> dict:
 
 def _open(config: FactorsConfig) -> dict[str, VolumeSet]:
     generated, real = open_pair(config.generated, config.real, config.n, config.truncation_psi, config.seed)
+    if config.n is not None and config.n > len(generated):
+        raise UserError(f"n: found {config.n}, {generated.name} has {len(generated)} volumes")
     if config.n is not None and config.n < len(generated):
         kept = np.random.default_rng(config.seed).permutation(len(generated))[: config.n]
         generated = generated.subset(np.sort(kept))

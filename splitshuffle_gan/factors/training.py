@@ -18,7 +18,15 @@ from splitshuffle_gan.data.dataset import PreparedDataset, open_dataset
 from splitshuffle_gan.data.split import split_rows_by_name
 from splitshuffle_gan.devices import make_accelerator
 from splitshuffle_gan.errors import UserError
-from splitshuffle_gan.factors.anatomy import ANATOMY, BRIGHTNESS, Factor, classes_of, factors_of_labels, measure
+from splitshuffle_gan.factors.anatomy import (
+    ANATOMY,
+    BRIGHTNESS,
+    Factor,
+    classes_of,
+    factors_of_labels,
+    has_anatomy,
+    measure,
+)
 from splitshuffle_gan.factors.estimator import Estimator, EstimatorConfig
 from splitshuffle_gan.output import refuse_existing, whole_folder, write_json
 
@@ -26,6 +34,7 @@ RECORD = "training.json"
 BALANCE = 0.5  # power of a class's share by which it counts less: 0 by its voxels, 1 as any other
 SHOW_EVERY = 20  # steps
 LEAST_VALIDATION = 3  # volumes, for an R^2
+LEAST_TRAINING = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +88,11 @@ def train_factors(config: TrainFactorsConfig) -> Path:
     factors = _factors(config.anatomy, dataset)
     names = [entry["source"] for entry in dataset.manifest["volumes"]]
     held_out, rows = split_rows_by_name(names, config.held_out)
+    if len(rows) < LEAST_TRAINING:
+        raise UserError(
+            f"held_out: {len(held_out)} of {len(names)} volumes leave {len(rows)} to train on, at least "
+            f"{LEAST_TRAINING} are wanted; ask for fewer"
+        )
     accelerator = make_accelerator(config.precision)
     torch.manual_seed(config.seed)
     estimator = Estimator(EstimatorConfig(factors=factors), dataset.geometry()).to(accelerator.device)
@@ -154,7 +168,7 @@ def _factors(anatomy: str, dataset: PreparedDataset) -> dict[str, Factor]:
     if anatomy == "labels":
         return factors_of_labels(present)
     factors = ANATOMY[anatomy]
-    if not all(set(factor.labels) & set(present) for factor in factors.values()):
+    if not has_anatomy(anatomy, present):
         known = ", ".join(map(str, present))
         raise UserError(f"anatomy: {dataset.folder} has the labels {known}, not those of {anatomy}; try labels")
     absolute = dataset.manifest["intensity"]["mode"] == "window"

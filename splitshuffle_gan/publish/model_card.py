@@ -1,6 +1,7 @@
 """The model card, README.md, written from the JSON files beside it and from nothing else."""
 
 import re
+import shlex
 from pathlib import Path
 
 from huggingface_hub import ModelCardData
@@ -12,6 +13,11 @@ from splitshuffle_gan.output import whole_file
 from splitshuffle_gan.publish.record import read_json
 
 CARD, SCORE, AUDIT, TRAINING, PICTURE = "README.md", "score.json", "audit.json", "training.json", "montage.png"
+# As Hugging Face's hub calls them.
+LICENCES = (
+    "apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "gpl-3.0", "lgpl-3.0", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0",
+    "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "cc-by-nd-4.0", "cc-by-nc-nd-4.0",
+)  # fmt: skip
 STAGES = {"train2d": "2D training, on slices", "inflate": "inflation to 3D", "train3d": "3D training, on volumes"}
 
 
@@ -44,7 +50,7 @@ def model_card(folder: Path, name: str) -> str:
 def _head(name: str, header: dict, training: dict) -> str:
     card, data = training["card"], training["data"]
     identifier = re.sub(r"[\s_]+", "-", card["licence"].lower())
-    known = identifier if re.fullmatch(r"[a-z0-9.-]{2,30}", identifier) else "other"
+    known = identifier if identifier in LICENCES else "other"
     meta = ModelCardData(license=known, library_name="splitshuffle_gan", tags=["3d", "gan", "medical-imaging"])
     return (
         f"---\n{meta.to_yaml()}\n---\n\n# {name}\n\n"
@@ -68,7 +74,7 @@ def _use(name: str, header: dict) -> str:
         f" Each comes with a label map of {labels}: volumes are in images/, label maps in labels/." if labels else ""
     )
     return (
-        f"## Use\n\n```bash\nsplitshuffle sample {name} --seeds 0-7 --out volumes\n```\n\n"
+        f"## Use\n\n```bash\nsplitshuffle sample {shlex.quote(name)} --seeds 0-7 --out volumes\n```\n\n"
         "```python\nfrom splitshuffle_gan import Generator\n\n"
         f'generator = Generator.from_pretrained("{name}")\n```\n\n'
         f"The volumes are NIfTI with the spacing and the place of the training scans, intensities {_units(header)}."
@@ -119,7 +125,8 @@ def _training(training: dict) -> str:
     chosen = next(entry for entry in snapshots if entry["snapshot"] == choice["chosen"])
     worst = max(entry["fid_3d"]["mean"] for entry in snapshots)
     among = (
-        f"{len(snapshots)} snapshots were scored, {choice['draws']} draws of {choice['volumes']} volumes each. Rule: "
+        f"Chosen from {_count(len(snapshots), 'snapshot')}, by {_count(choice['draws'], 'draw')} of "
+        f"{choice['volumes']} volumes each. Rule: "
         f"{choice['rule']}. {choice['chosen']} has {number(chosen['fid_3d']['mean'])} "
         f"({_range(chosen['fid_3d']['draws'])} between the draws), the highest of all is {number(worst)}."
     )
@@ -135,6 +142,10 @@ def _training(training: dict) -> str:
         "All settings, and the numbers of every snapshot, are in [training.json](training.json).",
     ]
     return "\n\n".join(lines)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _range(values: list[float]) -> str:

@@ -216,12 +216,26 @@ def test_final_volumes_are_prepared_alike_and_judged_at_the_end(finished, cli, h
     lines = [line for line in read(out / "results.jsonl") if line["set"] == "final"]
     assert [(line["arm"], line["index"], line["n"]) for line in lines] == [("plain", 1, 8), ("ours", 1, 8)]
     assert here.started == ["plain-seed3/evaluate-final", "ours-seed3/evaluate-final"]
-    made, theirs = (open_dataset(x).manifest for x in (out / "data" / "final-images", data / "dataset"))
+    (copy,) = (out / "data").glob("final-*")
+    made, theirs = (open_dataset(x).manifest for x in (copy, data / "dataset"))
     assert made["intensity"]["percentiles"] == theirs["intensity"]["percentiles"]
     assert made["spacing"] == theirs["spacing"] and made["plane"] == theirs["plane"]
     assert "By the final volumes" in (out / "table.md").read_text()
     found = cli(out, "--final", data / "dataset")
     assert found.code == 1 and "final: " in found.err and "26 volumes, such as" in found.err
+
+
+def test_results_of_two_final_sets_are_not_mixed(finished, cli, here, data, tmp_path):
+    out, others = tmp_path / "out", tmp_path / "images"  # of the same name as the first
+    shutil.copytree(finished, out)
+    assert cli(out, "--final", data / "others" / "images").code == 0
+    here.started.clear()
+    assert cli(out, "--final", data / "others" / "images").code == 0 and not here.started
+    shutil.copytree(data / "others" / "images", others)
+    next(iter(sorted(others.iterdir()))).unlink()
+    found = cli(out, "--final", others)
+    assert found.code == 1 and "final: " in found.err and "results by 8 other final volumes" in found.err
+    assert not here.started
 
 
 def test_trainings_are_timed_where_they_are_not_known(cli, here, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """An extractor made of a Cross-D network of slices, against torch's own convolution and moments."""
 
 import json
+import shutil
 
 import nibabel as nib
 import numpy as np
@@ -83,8 +84,12 @@ def test_says_what_is_missing(tmp_path, datasets):
     with pytest.raises(UserError, match="none ship for cross_d-resnet18.*splitshuffle carry.*--weights"):
         open_extractor("cross_d-resnet18")
     SliceResNet(SliceResNetConfig(width=4)).save_pretrained(tmp_path / "plain")
-    with pytest.raises(UserError, match="conv: found 'plain'"):
+    with pytest.raises(UserError, match="network: .*plain has plain convolutions, wanted Cross-D ones"):
         carry_to_volumes(CarryConfig(network=tmp_path / "plain", data=tuple(datasets[0]), out=tmp_path / "out"))
+    with pytest.raises(UserError, match="no network here.*did you mean .*folder/inside"):
+        (tmp_path / "folder").mkdir()
+        shutil.copytree(tmp_path / "plain", tmp_path / "folder" / "inside")
+        carry_to_volumes(CarryConfig(network=tmp_path / "folder", data=tuple(datasets[0]), out=tmp_path / "out"))
     assert not (tmp_path / "out").exists()
     with pytest.raises(UserError, match="data: found none"):
         CarryConfig(network=tmp_path, data=(), out=tmp_path)

@@ -5,7 +5,7 @@ import pytest
 
 from splitshuffle_gan.data.phantom import make_phantom
 from splitshuffle_gan.errors import UserError
-from splitshuffle_gan.factors.anatomy import ANATOMY, Factor, classes_of, factors_of_labels, measure
+from splitshuffle_gan.factors.anatomy import ANATOMY, Factor, classes_of, factors_of_labels, has_anatomy, measure
 
 HU = {"kind": "window", "low": -250.0, "high": 650.0}
 FACTORS = {
@@ -57,6 +57,20 @@ def test_the_factors_of_a_phantom_are_those_it_says_of_itself():
     found = dict(zip(ANATOMY["brain"], found, strict=True))
     assert found["ventricles"] == pytest.approx(brain.factors["ventricle_volume_ml"])
     assert found["head"] == pytest.approx(np.count_nonzero(brain.label) * 608 / 1000)
+
+
+def test_one_kind_of_phantom_is_not_taken_for_the_other():
+    """Their labels have the same numbers."""
+    grids = {"heart": ((32, 40, 48), (4.5, 6.5, 7.0)), "brain": ((24, 24, 24), (8.0, 9.5, 8.0))}
+    present = {
+        kind: sorted(
+            {value for seed in range(4) for value in np.unique(make_phantom(kind, *grid, seed).label).tolist()}
+        )
+        for kind, grid in grids.items()
+    }
+    assert {(kind, other): has_anatomy(kind, present[other]) for kind in grids for other in grids} == {
+        ("heart", "heart"): True, ("heart", "brain"): False, ("brain", "heart"): False, ("brain", "brain"): True,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("labels, unit", [((), "ml"), ((0,), "ml"), ((256,), "ml"), ((1.5,), "ml"), ((1,), "litres")])

@@ -59,6 +59,19 @@ def test_an_estimator_learns_tells_its_error_and_sees_which_half_is_missing(ball
     assert not run_factors(other)["factors"]["label 2"]["above_floor"]
 
 
+def test_a_factor_that_the_network_does_not_measure_is_marked(balls, labelled_noise, tmp_path, cpu):
+    brief = {"held_out": 4, "steps": 4, "batch_size": 4}
+    out = train_factors(train_config(labelled_noise, tmp_path / "estimator", **brief))
+    common = {"generated": str(balls(40)), "real": str(labelled_noise), "estimator": out, "resamples": 20, "splits": 20}
+    report = run_factors(FactorsConfig(**common, out=tmp_path / "a"))
+    r2 = report["error_on_real"]["label 1"]["r2"]
+    assert r2 < 0.25 and report["factors"]["label 1"]["r2"] == r2
+    assert f"label 1, ml (**hardly measured: R² {r2:.2f}**)" in (tmp_path / "a" / "factors.md").read_text()
+    with pytest.raises(UserError, match="n: found 41, .* has 40 volumes"):
+        run_factors(FactorsConfig(**common, out=tmp_path / "b", n=41))
+    assert not (tmp_path / "b").exists()
+
+
 def test_what_cannot_be_seen_is_expected_as_often_as_it_was_there(labelled_noise, tmp_path, cpu):
     brief = {"held_out": 4, "steps": 30, "batch_size": 4, "learning_rate": 3e-4}  # longer, it learns them by heart
     config = train_config(labelled_noise, tmp_path / "estimator", **brief)
