@@ -14,6 +14,7 @@ from splitshuffle_gan.output import whole_file
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- results: written by evaluate/readme_results.py -->", "<!-- end of results -->"
+MAIN = "hippocampus"  # comes first
 SHARES = ("precision", "recall")
 AUDITED = {
     "none": "not accused",
@@ -24,7 +25,9 @@ AUDITED = {
 
 def section(repository: Path) -> str:
     """The text between the markers: the experiments in `evaluate/results`, then the models in `checkpoints`."""
-    tables = sorted((repository / "evaluate" / "results").glob("*/table.json"))
+    tables = sorted(
+        (repository / "evaluate" / "results").glob("*/table.json"), key=lambda path: (path.parent.name != MAIN, path)
+    )
     scores = sorted((repository / "checkpoints").glob("*/score.json"))
     parts = [experiment(path, repository) for path in tables]
     return "\n\n".join([*parts, models(scores)] if scores else parts)
@@ -66,7 +69,51 @@ def experiment(path: Path, repository: Path) -> str:
         f"ablations: [{here}/table.md]({here}/table.md). Made by",
         f"```bash\nsplitshuffle experiment evaluate/plans/{path.parent.name}.yaml --data dataset --out experiment\n```",
         f"![3D FID against minutes]({here}/curves.png)",
+        *final(table["sets"].get("final"), [row["arm"] for row in found["rows"] if not row["group"]]),
+        *factors(path.parent / "factors", {row["arm"]: row["title"] for row in found["rows"]}),
     ])  # fmt: skip
+
+
+def final(found: dict | None, order: list[str]) -> list[str]:
+    """The FIDs by volumes that nobody saw before, where there are some."""
+    rows = {row["arm"]: row for row in found["rows"]} if found else {}
+    if not rows:
+        return []
+    values = ", ".join(number(rows[arm]["metrics"]["fid_3d"]["mean"]) for arm in order if arm in rows)
+    said = f"By {found['n']} volumes that neither training nor choices saw (`--final`), the FIDs are, in this order,"
+    return [f"{said} {values}."]
+
+
+def factors(folder: Path, titles: dict[str, str]) -> list[str]:
+    """How far the factors of anatomy of each arm's volumes lie from those of real ones, where they were compared."""
+    found = {
+        arm: json.loads((folder / f"{arm}.json").read_text()) for arm in titles if (folder / f"{arm}.json").is_file()
+    }
+    if not found:
+        return []
+    first = next(iter(found.values()))
+    rows = [
+        [
+            name,
+            f"{first['error_on_real'][name]['r2']:.2f}",
+            f"{row['floor']['value']:.2f} (to {row['floor']['interval'][1]:.2f})",
+            *(f"{report['factors'][name]['distance']:.2f}" for report in found.values()),
+        ]
+        for name, row in first["factors"].items()
+    ]
+    means = [sum(row["distance"] for row in report["factors"].values()) / len(rows) for report in found.values()]
+    rows.append(["mean", "", "", *(f"{mean:.2f}" for mean in means)])
+    header = ("factor", "R²", "real against real", *(titles[arm] for arm in found))
+    sources = first["sources"]
+    return [
+        f"Anatomy of {sources['generated']['n']} generated volumes against {sources['real']['n']} held-out ones, "
+        "Wasserstein's distance in standard deviations of the real values; R² is the share of the true factor's "
+        "variance that the measuring network explains on the held-out volumes:",
+        "\n".join(markdown_table(header, rows)),
+        "```bash\nsplitshuffle train-factors --data others --out heart_factors\n"
+        "splitshuffle factors --generated experiment/runs/split_inflated_aware-seed0/run --real parts/held_out "
+        f"--floor-from parts/train --n {sources['generated']['n']} --estimator heart_factors --out factors\n```",
+    ]
 
 
 def ablations(found: dict, titles: dict[str, str]) -> list[str]:
