@@ -170,6 +170,8 @@ class GeneratorConfig(NetworkConfig):
             in a short training it stays what it was at the start, and each layer narrows what w spans:
             its effective dimension, untrained, is 49 of 128 with two layers and 30 with four.
         noise: per-layer noise inputs.
+        depth_knots: a depth-aware network's biases have so many values over depth, joined by straight lines; None: one
+            for each slice.
         depth_upsample: how depth grows between levels at rank 3. `nearest` makes an inflated start exact, `linear` is
             smoother for training from scratch. In-plane axes are always (bi)linear.
     """
@@ -178,6 +180,7 @@ class GeneratorConfig(NetworkConfig):
     w_dim: int = 128
     mapping_layers: int = 2
     noise: bool = True
+    depth_knots: int | None = None
     depth_upsample: Literal["nearest", "linear"] = "nearest"
 
     def __post_init__(self) -> None:
@@ -185,8 +188,17 @@ class GeneratorConfig(NetworkConfig):
         for name in ("z_dim", "w_dim", "mapping_layers"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}: found {getattr(self, name)}, must be at least 1")
+        if self.depth_knots is not None and (type(self.depth_knots) is not int or self.depth_knots < 2):
+            raise UserError(f"depth_knots: found {self.depth_knots!r}, a whole number of at least 2 is wanted")
         if self.depth_upsample not in ("nearest", "linear"):
             raise UserError(f"depth_upsample: found {self.depth_upsample!r}, must be 'nearest' or 'linear'")
+
+    def knots(self, level: int) -> int:
+        """Values that a bias has over depth at `level`."""
+        if not self.depth_aware:
+            return 1
+        rows = self.schedule.grids[level][0]
+        return rows if self.depth_knots is None else min(rows, self.depth_knots)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -80,6 +80,13 @@ def depth_rows(table: Tensor, rank: int, depth: Tensor | None, volume_depth: int
     return table.transpose(0, 1)[rows]
 
 
+def join_knots(table: Tensor, rows: int) -> Tensor:
+    """A table over depth `[C, T]` with `rows` rows: its T values, the ends among them, joined by straight lines."""
+    if table.shape[1] == rows:
+        return table
+    return F.interpolate(table[None], size=rows, mode="linear", align_corners=True)[0]
+
+
 def spatial_dims(rank: int) -> tuple[int, ...]:
     """The axes of the grid."""
     return tuple(range(2, 2 + rank))

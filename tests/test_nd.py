@@ -1,5 +1,6 @@
 """Every operation against its closed form, written with plain indexing."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -126,6 +127,14 @@ def test_bfloat16_stays(shape):
 
 
 # Rows -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("knots, rows", [(2, 7), (5, 16), (8, 32), (6, 6)])
+def test_knots_are_joined_by_straight_lines(knots, rows):
+    table = torch.randn(3, knots, dtype=torch.float64)
+    places = np.linspace(0, knots - 1, rows)
+    wanted = np.stack([np.interp(places, np.arange(knots), row) for row in table.numpy()])
+    np.testing.assert_allclose(nd.join_knots(table, rows).numpy(), wanted, atol=1e-12)
 
 
 def test_depth_rows_picks_the_row_of_each_slice():

@@ -31,7 +31,8 @@ class StyledConv(nn.Module):
         grid = config.schedule.grids[level]
         self.affine = Linear(config.w_dim, in_channels, bias=1.0)
         self.conv = make_conv(config.conv, config.rank, in_channels, out_channels)
-        self.bias = nn.Parameter(torch.zeros(out_channels, grid[0] if config.depth_aware else 1))
+        self.rows = grid[0] if config.depth_aware else 1
+        self.bias = nn.Parameter(torch.zeros(out_channels, config.knots(level)))
         self.register_buffer("demod_gain", torch.ones(out_channels))
         if config.noise:
             self.noise_strength = nn.Parameter(torch.zeros(()))
@@ -51,7 +52,8 @@ class StyledConv(nn.Module):
         if self.factors is not None:  # demodulation commutes with growth, and before it there is less to multiply
             x = passes.finish(parts, demodulation, slope=1.0)
             parts, demodulation = (nd.upsample(x, self.factors, self.depth_upsample),), None
-        bias = nd.depth_rows(self.bias * ACTIVATION_GAIN, self.rank, depth, self.volume_depth)
+        bias = nd.join_knots(self.bias * ACTIVATION_GAIN, self.rows)
+        bias = nd.depth_rows(bias, self.rank, depth, self.volume_depth)
         noise = self._noise(parts[0], depth, noise_mode)
         strength = None if noise is None else self.noise_strength * ACTIVATION_GAIN
         return passes.finish(parts, demodulation, bias, noise, strength)
@@ -71,10 +73,10 @@ class ToImage(nn.Module):
         super().__init__()
         self.rank, self.volume_depth = config.rank, config.shape[0]
         channels = config.channels[level]
-        depth = config.schedule.grids[level][0] if config.depth_aware else 1
+        self.rows = config.schedule.grids[level][0] if config.depth_aware else 1
         self.affine = Linear(config.w_dim, channels, bias=1.0)
         self.kernel = Kernel(config.image_channels, channels, (1,) * config.rank)
-        self.bias = nn.Parameter(torch.zeros(config.image_channels, depth))
+        self.bias = nn.Parameter(torch.zeros(config.image_channels, config.knots(level)))
 
     def forward(self, x: Tensor, w: Tensor, depth: Tensor | None) -> Tensor:
         """`[N, C, *S], [N, w_dim] -> [N, image_channels, *S]`."""
@@ -83,4 +85,5 @@ class ToImage(nn.Module):
         # come last in it, so that the gradient that flows back to the activations has their layout.
         pixels = x.movedim(1, -1)
         image = torch.bmm(pixels.flatten(1, -2), weight.to(x.dtype).mT).unflatten(1, pixels.shape[1:-1]).movedim(-1, 1)
-        return image.float() + nd.depth_rows(self.bias, self.rank, depth, self.volume_depth)[..., None, None]
+        bias = nd.depth_rows(nd.join_knots(self.bias, self.rows), self.rank, depth, self.volume_depth)
+        return image.float() + bias[..., None, None]

@@ -24,6 +24,7 @@ class NetworkOptions:
         w_dim: size of the intermediate latent; default 128.
         mapping_layers: layers of the mapping network; default 2.
         noise: per-layer noise inputs; default yes.
+        depth_knots: values of a depth-aware bias over depth, joined by straight lines; default one for each slice.
         depth_upsample: growth over depth at rank 3; default nearest.
         group_size: samples per group of the minibatch standard deviation; default 4.
     """
@@ -35,6 +36,7 @@ class NetworkOptions:
     w_dim: int | None = None
     mapping_layers: int | None = None
     noise: bool | None = None
+    depth_knots: int | None = None
     depth_upsample: Literal["nearest", "linear"] | None = None
     group_size: int | None = None
 

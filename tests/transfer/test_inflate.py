@@ -91,6 +91,13 @@ def test_center_makes_every_slice_the_2d_image(kind, depth_aware, noise_mode):
     assert errors.shape == (DEPTH,) and errors.max() <= 1e-5
 
 
+@pytest.mark.parametrize("noise_mode", ["none", "const"])
+def test_joined_knots_are_read_alike_at_both_ranks(noise_mode):
+    g2 = generator2d(depth_knots=3)
+    assert g2.blocks[1].conv.bias.shape[1] == g2.blocks[1].to_image.bias.shape[1] == 3
+    assert slice_errors(g2, inflated(g2, "center"), noise_mode).max() <= 1e-5
+
+
 @pytest.mark.parametrize("method", ["mean", "binomial"])
 @pytest.mark.parametrize("kind", EXACT)
 def test_spread_kernels_preserve_a_depth_blind_generator(kind, method):
