@@ -67,7 +67,8 @@ def experiment(path: Path, repository: Path) -> str:
         *ablations(found, {row["arm"]: row["title"] for row in found["rows"]}),
         f"n = {found['n']} on both sides, held-out scans, ruler `{found['ruler']['name']}`. All numbers, intervals and "
         f"ablations: [{here}/table.md]({here}/table.md). Made by",
-        f"```bash\nsplitshuffle experiment evaluate/plans/{path.parent.name}.yaml --data dataset --out experiment\n```",
+        f"```bash\nsplitshuffle experiment evaluate/plans/{path.parent.name}.yaml --data dataset --out experiment"
+        f"{' --final final' if table['sets'].get('final', {}).get('rows') else ''}\n```",
         f"![3D FID against minutes]({here}/curves.png)",
         *final(table["sets"].get("final"), [row["arm"] for row in found["rows"] if not row["group"]]),
         *factors(path.parent / "factors", {row["arm"]: row["title"] for row in found["rows"]}),

@@ -74,7 +74,6 @@ def doctor(options: Any) -> None:
 
 def fetch(options: Any) -> None:
     """Run `splitshuffle fetch`."""
-
     from splitshuffle_gan.data.known.fetch import RECORD, fetch, overview
     from splitshuffle_gan.data.known.known_sets import describe, known_set
 

@@ -34,7 +34,8 @@ class AHNetConfig:
         augment_p: probability of each random change of the training pairs.
         mixed_precision: arithmetic of the networks; auto: bf16 where the hardware has it.
         network2d: the 2D network.
-        network3d: the 3D network, the same from scratch; layers and in-plane scale default to those of the 2D one.
+        network3d: the 3D network, the same from scratch; layers and in-plane scale default to those of the 2D one, and
+            volumes are padded where they do not fit.
         resamples: of the test cases, for the intervals.
         keep_networks: keep the weights in runs/.
     """
@@ -52,7 +53,7 @@ class AHNetConfig:
     augment_p: float = 0.5
     mixed_precision: Literal["auto", "bf16", "no"] = "auto"
     network2d: Network2DOptions = field(default_factory=lambda: Network2DOptions(layers=(1, 1, 1, 1)))
-    network3d: Network3DOptions = field(default_factory=Network3DOptions)
+    network3d: Network3DOptions = field(default_factory=lambda: Network3DOptions(pad=True))
     resamples: int = 10_000
     keep_networks: bool = False
 
