@@ -30,7 +30,8 @@ from splitshuffle_gan.experiment.denoiser import SCHEDULE, TIMESTEPS, Denoiser, 
 from splitshuffle_gan.metrics.source import VolumeSet, rule_of_geometry, training_data
 from splitshuffle_gan.output import refuse_existing, whole_folder, write_json
 from splitshuffle_gan.training.ema import ema_beta, ema_update
-from splitshuffle_gan.training.loop import RESUMABLE, STATUS_STEPS, plain
+from splitshuffle_gan.training.loop import STATUS_STEPS
+from splitshuffle_gan.training.options import check_same_options, plain
 from splitshuffle_gan.training.state import cut_log, load_state, save_state
 from splitshuffle_gan.training.step import average_gradients, share_of
 from splitshuffle_gan.training.stream import BatchStream, derived_seed, latents
@@ -204,9 +205,7 @@ def _open_run(config: DiffusionConfig, dataset: PreparedDataset, training: Diffu
             write_json(config.out / "run.json", {"created_with": __version__, "config": current, "data": data})
         return 0.0
     state = load_state(config.out)
-    for name, value in state["config"].items():
-        if name not in RESUMABLE and current.get(name) != value:
-            raise UserError(f"{name}: the run in {config.out} was started with {value!r}, found {current.get(name)!r}")
+    check_same_options(state["config"], config)
     if state["data_hash"] != dataset.data_hash:
         raise UserError(f"data: {config.data} is not the dataset that the run in {config.out} was started with")
     training.load_state_dict(state["training"])

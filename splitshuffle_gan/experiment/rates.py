@@ -6,8 +6,7 @@ from pathlib import Path
 
 from splitshuffle_gan.errors import UserError
 from splitshuffle_gan.experiment.plan import SET_BY_RUNNER, Plan, train_config
-from splitshuffle_gan.training.loop import plain
-from splitshuffle_gan.training.options import TrainConfig
+from splitshuffle_gan.training.options import TrainConfig, plain
 
 # Options that do not change how long a step takes. Any other is taken to.
 SAME_SPEED = {

@@ -1,6 +1,5 @@
 """The training run: set up, resume, steps, status, snapshots. The same for slices and volumes."""
 
-import dataclasses
 import json
 import math
 import platform
@@ -23,7 +22,7 @@ from splitshuffle_gan.models.discriminator import group_within
 from splitshuffle_gan.montage import save_montage
 from splitshuffle_gan.output import refuse_existing, whole_folder, write_json
 from splitshuffle_gan.sampler import sample_pairs
-from splitshuffle_gan.training.options import TrainConfig
+from splitshuffle_gan.training.options import TrainConfig, check_same_options, plain
 from splitshuffle_gan.training.pair import build_networks, items_of
 from splitshuffle_gan.training.state import cut_log, load_state, save_state
 from splitshuffle_gan.training.step import Trainer
@@ -33,9 +32,6 @@ from splitshuffle_gan.training.stream import BatchStream
 # steps whatever the length of a run and of its parts: resuming and prolonging change nothing.
 STATUS_STEPS = 4
 MONTAGE_SEEDS = range(8)
-# What may differ between a run and its continuation.
-RESUMABLE = {"data", "out", "init", "resume", "overwrite", "kimg", "minutes", "snapshot_kimg", "workers", "compile"}
-RESUMABLE |= {"checkpoint_above"}
 
 
 def train(config: TrainConfig, rank: int) -> Path:
@@ -93,14 +89,7 @@ class Run:
     def _resume(self, state: dict) -> None:
         if state["generator"]["rank"] != self.rank:
             raise UserError(f"resume: the run in {self.out} is of rank {state['generator']['rank']}, not {self.rank}.")
-        current = plain(self.config)
-        # A state from before there were label channels has neither the option nor their hash.
-        for name, value in ({"channels": "image"} | state["config"]).items():
-            if name not in RESUMABLE and current.get(name) != value:
-                raise UserError(
-                    f"{name}: the run in {self.out} was started with {value!r}, found {current.get(name)!r}. "
-                    "Resume with the options (and --preset) it was started with, or start a new run."
-                )
+        check_same_options(state["config"], self.config)
         if (state["data_hash"], state.get("labels_hash")) != (self.dataset.data_hash, self.labels_hash):
             raise UserError(f"data: {self.config.data} is not the dataset that the run in {self.out} was started with.")
         self.trainer.load_state_dict(state["trainer"])
@@ -278,8 +267,3 @@ class Run:
                 "python": platform.python_version(),
             },
         }
-
-
-def plain(config: TrainConfig) -> dict:
-    """The config as JSON values."""
-    return json.loads(json.dumps(dataclasses.asdict(config), default=str))

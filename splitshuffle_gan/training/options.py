@@ -1,7 +1,9 @@
 """What a training run can be told."""
 
+import json
 import math
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -10,6 +12,9 @@ from splitshuffle_gan.errors import UserError
 from splitshuffle_gan.training.augment import AugmentConfig
 
 Channels = Literal["image", "image,label"]
+# What may differ between a run and its continuation.
+RESUMABLE = {"data", "out", "init", "resume", "overwrite", "kimg", "minutes", "snapshot_kimg", "workers", "compile"}
+RESUMABLE |= {"checkpoint_above"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,3 +152,36 @@ class TrainConfig:
     def labelled(self) -> bool:
         """Whether label maps are drawn as well."""
         return self.channels == "image,label"
+
+
+def plain(config: object) -> dict:
+    """The config, a dataclass, as JSON values."""
+    return json.loads(json.dumps(asdict(config), default=str))
+
+
+def check_same_options(started: dict, config: object) -> None:
+    """Nothing but `RESUMABLE` options of `config` may differ from those that the run in its folder was `started` with.
+
+    An option that the release which started it did not have had its default.
+
+    Raises:
+        UserError: naming the first option that differs.
+    """
+    defaults = plain(type(config)(data=Path(), out=Path()))
+    for name, was, now in _differences(started, plain(config), defaults):
+        if name not in RESUMABLE:
+            raise UserError(
+                f"{name}: the run in {config.out} was started with {was!r}, found {now!r}. "
+                "Resume with the options (and --preset) it was started with, or start a new run."
+            )
+
+
+def _differences(was: dict, now: dict, defaults: dict, prefix: str = "") -> Iterator[tuple[str, object, object]]:
+    """Dotted name and both values of each option that differs."""
+    for name in {**now, **was}:
+        default = defaults.get(name)
+        old, new = was.get(name, default), now.get(name, default)
+        if isinstance(old, dict) and isinstance(new, dict):
+            yield from _differences(old, new, default or {}, f"{prefix}{name}.")
+        elif old != new:
+            yield f"{prefix}{name}", old, new

@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import json
 import pickle
+import re
 import shutil
 import signal
 import subprocess
@@ -20,7 +21,7 @@ from splitshuffle_gan.errors import UserError
 from splitshuffle_gan.models.discriminator import Discriminator
 from splitshuffle_gan.models.generator import Generator
 from splitshuffle_gan.training.loop import train
-from splitshuffle_gan.training.state import STATE, load_state
+from splitshuffle_gan.training.state import STATE, load_state, save_state
 from splitshuffle_gan.training.step import Trainer
 
 KIMG_PER_STEP = 0.008
@@ -169,16 +170,32 @@ def test_resuming_a_finished_run_leaves_it_finished(run, tmp_path):
         ("batch_size", {"batch_size": 4}),
         ("seed", {"seed": 1}),
         ("augment_target", {"augment_target": 0.5}),
-        ("network", {"network": {"channels": (8, 8, 4)}}),
+        ("network.channels", {"network": {"channels": (8, 8, 4)}}),
+        ("jitter", {"jitter": 1}),
         ("mixed_precision", {"mixed_precision": "bf16"}),
     ],
 )
 def test_resuming_with_a_changed_option_names_it(tiny_config, run, name, change):
     before = contents(run.out)
     config = tiny_config(**({"out": run.out, "snapshot_kimg": run.snapshot_kimg, "resume": True} | change))
-    with pytest.raises(UserError, match=rf"^{name}: the run in .* was started with"):
+    with pytest.raises(UserError, match=rf"^{re.escape(name)}: the run in .* was started with"):
         train(config, 3)
     assert contents(run.out) == before
+
+
+def test_an_option_that_the_state_does_not_know_has_its_default(tiny_config, run, tmp_path):
+    out = tmp_path / "copy"
+    shutil.copytree(run.out, out)
+    state = load_state(out)
+    del state["config"]["jitter"], state["config"]["network"]["depth_knots"], state["version"]
+    save_state(out, state)
+    with pytest.raises(UserError, match=r"^jitter: the run in .* was started with 0, found 1"):
+        train(dataclasses.replace(run, out=out, resume=True, jitter=1), 3)
+    knots = dataclasses.replace(run.network, depth_knots=3)
+    with pytest.raises(UserError, match=r"^network.depth_knots: the run in .* was started with None, found 3"):
+        train(dataclasses.replace(run, out=out, resume=True, network=knots), 3)
+    train(dataclasses.replace(run, out=out, resume=True, kimg=run.kimg + 0.032), 3)
+    assert load_state(out)["trainer"]["step"] == state["trainer"]["step"] + 4
 
 
 def test_resuming_needs_a_run_of_its_rank_and_dataset(tiny_config, run, tmp_path, tiny_dataset):
