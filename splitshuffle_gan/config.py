@@ -4,7 +4,7 @@ One config serves both ranks. `shape` is always the volume's `(D, H, W)`; a netw
 `(H, W)` and keeps `D` because its depth tables and its 3D twin need it.
 """
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 from splitshuffle_gan.errors import UserError
@@ -12,6 +12,28 @@ from splitshuffle_gan.errors import UserError
 ConvKind = Literal["split_shuffle", "plain", "separable", "cross_d", "split_pointwise"]
 CONV_KINDS: tuple[str, ...] = get_args(ConvKind)
 MIN_BASE, MAX_BASE = 4, 15
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """What a network is made of, as its checkpoint's config.json holds it; each kind of network adds its fields."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; `from_dict` is the inverse."""
+        return {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "CheckpointConfig":
+        """The config of `values`; unknown or missing names raise `UserError`."""
+        if not isinstance(values, dict):
+            raise UserError(f"{cls.__name__}: found {values!r}, fields by name are wanted")
+        own = {field.name: field for field in fields(cls)}
+        if unknown := sorted(set(values) - set(own)):
+            raise UserError(f"{cls.__name__}: unknown field {', '.join(unknown)}; known are {', '.join(sorted(own))}")
+        wanted = {name for name, field in own.items() if field.default is field.default_factory is MISSING}
+        if missing := sorted(wanted - set(values)):
+            raise UserError(f"{cls.__name__}: field {', '.join(missing)} is missing")
+        return cls(**values)
 
 
 def _axis_doublings(size: int) -> tuple[int, int] | None:
@@ -78,7 +100,7 @@ def default_channels(shape: tuple[int, int, int]) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NetworkConfig:
+class NetworkConfig(CheckpointConfig):
     """What generator and discriminator share.
 
     Attributes:
@@ -141,22 +163,6 @@ class NetworkConfig:
     def at_rank(self, rank: int) -> "NetworkConfig":
         """The same network at another rank."""
         return replace(self, rank=rank)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values; `from_dict` is the inverse."""
-        return {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self).items()}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "NetworkConfig":
-        """The config of `values`; unknown or missing names raise `UserError`."""
-        if not isinstance(values, dict):
-            raise UserError(f"{cls.__name__}: found {values!r}, fields by name are wanted")
-        known = {field.name for field in fields(cls)}
-        if unknown := sorted(set(values) - known):
-            raise UserError(f"{cls.__name__}: unknown field {', '.join(unknown)}; known are {', '.join(sorted(known))}")
-        if missing := sorted({"rank", "shape"} - set(values)):
-            raise UserError(f"{cls.__name__}: field {', '.join(missing)} is missing")
-        return cls(**values)
 
 
 @dataclass(frozen=True, kw_only=True)

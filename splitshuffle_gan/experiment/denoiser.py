@@ -5,7 +5,7 @@ signal that is left, 0.02 at the start: after a short training, and in few steps
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from monai.networks.nets import DiffusionModelUNet
@@ -14,6 +14,7 @@ from monai.utils import OptionalImportError
 from torch import Tensor, nn
 
 from splitshuffle_gan.checkpoint import Pretrained
+from splitshuffle_gan.config import CheckpointConfig
 from splitshuffle_gan.errors import UserError
 
 # As in MONAI's tutorial on 3D diffusion.
@@ -44,7 +45,7 @@ def diffusion_network(
 
 
 @dataclass(frozen=True, kw_only=True)
-class DenoiserConfig:
+class DenoiserConfig(CheckpointConfig):
     """What the network is made of; see `DiffusionConfig`. `shape` (D, H, W), halved at every level but the finest."""
 
     shape: tuple[int, int, int]
@@ -69,18 +70,6 @@ class DenoiserConfig:
     def groups(self) -> int:
         """Groups of the normalisation."""
         return max(1, self.channels[0] // CHANNELS_PER_GROUP)
-
-    def to_dict(self) -> dict:
-        """By name; `from_dict` is the inverse."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict) -> "DenoiserConfig":
-        """The config of `values`; raises UserError for unknown or missing names."""
-        try:
-            return cls(**values)
-        except TypeError as error:
-            raise UserError(f"{cls.__name__}: {error}") from error
 
 
 class Denoiser(nn.Module, Pretrained):

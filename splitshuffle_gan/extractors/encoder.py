@@ -1,6 +1,6 @@
 """The small residual encoder that ships: `med3d-mini` at rank 3, `med2d-mini` at rank 2."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from monai.networks.nets import ResNet
@@ -8,11 +8,12 @@ from torch import Tensor, nn
 
 from splitshuffle_gan import nd
 from splitshuffle_gan.checkpoint import Pretrained
+from splitshuffle_gan.config import CheckpointConfig
 from splitshuffle_gan.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
-class EncoderConfig:
+class EncoderConfig(CheckpointConfig):
     """Shape of an `Encoder`.
 
     Attributes:
@@ -31,18 +32,6 @@ class EncoderConfig:
             raise UserError(f"rank: found {self.rank!r}, must be 2 (slices) or 3 (volumes)")
         if len(self.widths) != 4 or min(*self.widths, self.lateral) < 1:
             raise UserError(f"widths: found {self.widths}, lateral {self.lateral}; four positive numbers and one")
-
-    def to_dict(self) -> dict:
-        """Plain JSON."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict) -> "EncoderConfig":
-        """The inverse of `to_dict`. Raises UserError for a field too many or too few."""
-        try:
-            return cls(**values)
-        except TypeError as error:
-            raise UserError(f"encoder config: {error}; fields are {', '.join(cls.__dataclass_fields__)}") from error
 
 
 class Encoder(nn.Module, Pretrained):

@@ -1,12 +1,13 @@
 """A ResNet-18 of slices, with plain or Cross-D convolutions, from which volumetric networks are made."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Literal
 
 from monai.networks.nets.resnet import ResNet
 from torch import Tensor, nn
 
 from splitshuffle_gan.checkpoint import Pretrained
+from splitshuffle_gan.config import CheckpointConfig
 from splitshuffle_gan.errors import UserError
 from splitshuffle_gan.transfer.cross_d import convert
 
@@ -43,23 +44,10 @@ class Network:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SliceResNetConfig(Network):
+class SliceResNetConfig(Network, CheckpointConfig):
     """The network, and its convolutions: plain, or Cross-D ones that move as `conv` says."""
 
     conv: Literal["plain", "published", "rotation"] = "plain"
-
-    def to_dict(self) -> dict:
-        """Plain JSON."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict) -> "SliceResNetConfig":
-        """The inverse of `to_dict`. Raises UserError for a field too many or too few."""
-        try:
-            return cls(**values)
-        except TypeError as error:
-            known = ", ".join(cls.__dataclass_fields__)
-            raise UserError(f"network config: {error}; fields are {known}") from error
 
 
 class SliceResNet(nn.Module, Pretrained):

@@ -1,6 +1,6 @@
 """The network that measures factors of anatomy on volumes without labels."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from splitshuffle_gan import nd
 from splitshuffle_gan.checkpoint import Pretrained
+from splitshuffle_gan.config import CheckpointConfig
 from splitshuffle_gan.errors import UserError
 from splitshuffle_gan.factors.anatomy import Factor, classes_of, measure
 
@@ -17,7 +18,7 @@ STRIDE = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class EstimatorConfig:
+class EstimatorConfig(CheckpointConfig):
     """What an `Estimator` measures, by name, and the channels of its levels at strides 2, 4, 8 and 8."""
 
     factors: dict[str, Factor]
@@ -30,18 +31,14 @@ class EstimatorConfig:
         if len(self.channels) != 4 or min(self.channels) < 1:
             raise UserError(f"channels: found {self.channels}; four positive numbers are wanted")
 
-    def to_dict(self) -> dict:
-        """Plain JSON."""
-        return asdict(self)
-
     @classmethod
     def from_dict(cls, values: dict) -> "EstimatorConfig":
-        """The inverse of `to_dict`. Raises UserError for a field too many or too few."""
+        """As of any checkpoint; its factors are checked as well."""
+        config = super().from_dict(values)
         try:
-            factors = {name: Factor(**fields) for name, fields in values["factors"].items()}
-            return cls(**{**values, "factors": factors})
-        except (TypeError, KeyError, AttributeError) as error:
-            raise UserError(f"estimator config: {error!r}; fields are {', '.join(cls.__dataclass_fields__)}") from error
+            return replace(config, factors={name: Factor(**fields) for name, fields in config.factors.items()})
+        except (TypeError, AttributeError) as error:
+            raise UserError(f"{cls.__name__}: factors: {error}") from error
 
 
 class Estimator(nn.Module, Pretrained):

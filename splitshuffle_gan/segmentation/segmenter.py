@@ -2,13 +2,14 @@
 
 import json
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 from torch import Tensor, nn
 
 from splitshuffle_gan.checkpoint import CONFIG, Pretrained
+from splitshuffle_gan.config import CheckpointConfig
 from splitshuffle_gan.data.dataset import PreparedDataset, open_dataset
 from splitshuffle_gan.errors import UserError
 
@@ -17,7 +18,7 @@ NETWORK = "network"  # in the folder of a run
 
 
 @dataclass(frozen=True, kw_only=True)
-class SegmenterConfig:
+class SegmenterConfig(CheckpointConfig):
     """What every segmentation network has to know.
 
     Attributes:
@@ -51,18 +52,6 @@ class SegmenterConfig:
     def outputs(self) -> int:
         """Logits of each voxel."""
         return len(self.labels) if self.sigma is None else 1
-
-    def to_dict(self) -> dict:
-        """Plain JSON."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
-
-    @classmethod
-    def from_dict(cls, values: dict) -> "SegmenterConfig":
-        """The inverse of `to_dict`. Raises UserError for a field too many or too few."""
-        try:
-            return cls(**values)
-        except TypeError as error:
-            raise UserError(f"{cls.__name__}: {error}; fields are {', '.join(cls.__dataclass_fields__)}") from error
 
 
 class Segmenter(nn.Module, Pretrained):
