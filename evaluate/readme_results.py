@@ -15,6 +15,14 @@ from splitshuffle_gan.output import whole_file
 REPOSITORY = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- results: written by evaluate/readme_results.py -->", "<!-- end of results -->"
 MAIN = "hippocampus"  # comes first
+PROBE = "probe"
+# What a trial in `evaluate/results` is called here, and the command that it was made by.
+TRIALS = {
+    "ahnet-hippocampus": (
+        "AH-Net on hippocampus MR",
+        "splitshuffle ahnet --train parts/train --test parts/held_out --network2d.scale 2 2 --minutes 8 --out ahnet",
+    ),
+}
 SHARES = ("precision", "recall")
 AUDITED = {
     "none": "not accused",
@@ -24,12 +32,15 @@ AUDITED = {
 
 
 def section(repository: Path) -> str:
-    """The text between the markers: the experiments in `evaluate/results`, then the models in `checkpoints`."""
-    tables = sorted(
-        (repository / "evaluate" / "results").glob("*/table.json"), key=lambda path: (path.parent.name != MAIN, path)
-    )
+    """The text between the markers: experiments and trials in `evaluate/results`, then the models in `checkpoints`."""
+    results = repository / "evaluate" / "results"
+    tables = {path.parent.name: path for path in results.glob("*/table.json")}
+    others = {PROBE, *TRIALS}
+    experiments = sorted(set(tables) - others, key=lambda name: (not name.startswith(MAIN), name))
+    parts = [experiment(tables[name], repository) for name in experiments]
+    parts += [trial(tables[name], repository) for name in TRIALS if name in tables]
+    parts += [probe(tables[PROBE], repository)] if PROBE in tables else []
     scores = sorted((repository / "checkpoints").glob("*/score.json"))
-    parts = [experiment(path, repository) for path in tables]
     return "\n\n".join([*parts, models(scores)] if scores else parts)
 
 
@@ -133,6 +144,69 @@ def ablations(found: dict, titles: dict[str, str]) -> list[str]:
         ])  # fmt: skip
     header = ("group", "changed", "3D FID", "ratio, by seed", "to the FID of", "precision", "recall")
     return ["One thing changed at a time:", "\n".join(markdown_table(header, rows))] if rows else []
+
+
+def trial(path: Path, repository: Path) -> str:
+    """One trial: Dice of each way of training, its difference to the one they are compared with, and the command."""
+    table = json.loads(path.read_text())
+    here = path.parent.relative_to(repository)
+    title, command = TRIALS[path.parent.name]
+    rows = [
+        [
+            arm,
+            found["given"],
+            len(found["seeds"]),
+            _measured(found["mean"]),
+            ", ".join(f"{value:.3f}" for value in found["mean"]["by_seed"]),
+            *(_measured(one) for one in found["structures"].values()),
+            _measured(table["differences"][arm]["mean"], "+") if arm in table["differences"] else "–",
+        ]
+        for arm, found in table["arms"].items()
+    ]
+    base = next(iter(table["differences"].values()))["against"]
+    labels = [f"label {label}" for label in table["labels"]]
+    header = ("trained", "on", "seeds", "mean Dice", "by seed", *labels, f"less that of {base}")
+    return "\n\n".join([
+        f"### {title}",
+        "\n".join(markdown_table(header, rows)),
+        f"Dice on {table['test_cases']} test volumes, 95 % intervals over them: [{here}/table.md]({here}/table.md). "
+        "Made by",
+        f"```bash\n{command}\n```",
+    ])  # fmt: skip
+
+
+def probe(path: Path, repository: Path) -> str:
+    """The probe of 2D pretraining: for each arm the mean AUROC over what was asked, and its difference."""
+    table = json.loads(path.read_text())
+    here = path.parent.relative_to(repository)
+    titles = {arm: about["title"] for arm, about in table["arms"].items()}
+    modes = {mode: measures["auroc"] for mode, measures in table["modes"].items()}
+    rows = []
+    for arm, title in titles.items():
+        row = [title]
+        for found in modes.values():
+            difference = found["differences"].get(arm)
+            row += [_measured(found["rows"][arm]["mean"]), _measured(difference["mean"], "+") if difference else "–"]
+        rows.append(row)
+    names = {"probe": "linear probe", "finetune": "fine-tuned"}
+    header = ["carried to 3D"]
+    for mode in modes:
+        header += [f"{names[mode]}, AUROC", f"less that of {titles[table['baseline']]}"]
+    return "\n\n".join([
+        f"### {table['title']}",
+        "\n".join(markdown_table(header, rows)),
+        f"Means over {len(table['targets'])} questions and {len(table['seeds'])} seeds, 95 % intervals over volumes "
+        f"and seeds; each question by itself: [{here}/table.md]({here}/table.md). Made by",
+        "```bash\nsplitshuffle probe evaluate/plans/probe.yaml --data FOLDER --jobs 2 --out probe\n```",
+    ])  # fmt: skip
+
+
+def _measured(found: dict, sign: str = "") -> str:
+    """A mean with its interval, where there is one, to three digits."""
+    if found["interval"] is None:
+        return f"{found['mean']:{sign}.3f}"
+    low, high = found["interval"]
+    return f"{found['mean']:{sign}.3f} [{low:{sign}.3f}, {high:{sign}.3f}]"
 
 
 def models(scores: list[Path]) -> str:
