@@ -72,9 +72,14 @@ def experiment(path: Path, repository: Path) -> str:
     header = ("arm", "parameters", "seeds", "3D FID [range]", "times floor", "of baseline's, by seed", "precision",
               "recall", "MS-SSIM")  # fmt: skip
     minutes = max(row["minutes"] for row in found["rows"])
+    if len(rows) == 2:  # the arm that the others of the plan change
+        base, floor = rows[1], rows[0]
+        shown = f"Unless it says otherwise: {base[0]}, 3D FID {base[3]}, {base[4]} times the floor of {floor[3]}."
+    else:
+        shown = "\n".join(markdown_table(header, rows))
     return "\n\n".join([
         f"### {table['title']}: {minutes:.0f} minutes of one core for each run, 2D included",
-        "\n".join(markdown_table(header, rows)),
+        shown,
         *ablations(found, {row["arm"]: row["title"] for row in found["rows"]}),
         f"n = {found['n']} on both sides, held-out scans, ruler `{found['ruler']['name']}`. All numbers, intervals and "
         f"ablations: [{here}/table.md]({here}/table.md). Made by",
@@ -132,7 +137,9 @@ def ablations(found: dict, titles: dict[str, str]) -> list[str]:
     """The arms that are in a group, each beside the arm it is compared with: one table, or none."""
     pairs = {row["arm"]: row for row in found["paired"]}
     rows = []
-    for row in (row for row in found["rows"] if row["group"] and row["arm"] in pairs):
+    changed = [row for row in found["rows"] if row["group"] and row["arm"] in pairs]
+    groups = list(dict.fromkeys(row["group"] for row in changed))
+    for row in sorted(changed, key=lambda row: groups.index(row["group"])):
         pair, metrics = pairs[row["arm"]], row["metrics"]
         rows.append([
             row["group"],

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from splitshuffle_gan.errors import UserError
+from splitshuffle_gan.experiment.picture import BLACK, panels_of
 from splitshuffle_gan.experiment.plan import parse_plan
 from splitshuffle_gan.experiment.report import write_report
 from splitshuffle_gan.experiment.summary import curve_of, first_reached, pair, summarise
@@ -136,9 +137,22 @@ def test_a_group_has_a_table_of_its_own_with_what_it_is_compared_with(tmp_path):
     summary = summarise(plan, all_lines())
     few = next(row for row in summary["sets"]["held_out"]["paired"] if row["arm"] == "few")
     assert (few["against"], few["ratios"]) == ("ours", [1.0])
+    panels = panels_of(plan, summary["sets"]["held_out"])
+    assert {title: list(look) for title, look in panels.items()} == {
+        PLAN.title: ["base", "ours"],
+        "Fewer": ["few", "ours"],
+    }
+    assert panels["Fewer"]["ours"] == (BLACK, "-") != panels[PLAN.title]["ours"]
     main, group = write_report(plan, all_lines(), tmp_path).split("### Fewer")
     assert "| few |" not in main and "| Ours |" in main
     assert "| few |" in group and "| Ours |" in group and "Base" not in group and "Against Ours" in group
+
+
+def test_a_main_table_of_one_arm_has_no_panel():
+    arms = {name: arm if name == "base" else replace(arm, group="Changed") for name, arm in PLAN.arms.items()}
+    plan = replace(PLAN, arms=arms)
+    panels = panels_of(plan, summarise(plan, all_lines())["sets"]["held_out"])
+    assert {title: list(look) for title, look in panels.items()} == {"Changed": ["ours", "few", "base"]}
 
 
 @pytest.mark.parametrize("count", [0, 1, 4])
