@@ -7,7 +7,7 @@ from typing import Literal, get_args
 from splitshuffle_gan.errors import UserError
 from splitshuffle_gan.presets import preset_names
 
-Part = Literal["machine", "operator", "layer", "network", "sizes", "sampling", "processes", "memory"]
+Part = Literal["machine", "operator", "layer", "network", "cross_d", "sizes", "sampling", "processes", "memory"]
 PARTS: tuple[str, ...] = get_args(Part)
 
 
@@ -21,8 +21,9 @@ class BenchmarkOptions:
         batch_size: of the preset's networks; raise it on a GPU until that is full.
         repetitions: of every timing, all that is compared taking turns; medians and quartiles are reported.
         parts: what to measure. machine: rates of matrix products and plain convolutions, which shares refer to;
-            operator: convolutions; layer: the styled layer; network: generator and training step; sizes: 32 to 128
-            voxels a side and 64x256x256; sampling: against a diffusion network; processes: two of them; memory: peaks.
+            operator: convolutions; layer: the styled layer; network: generator and training step; cross_d: a kernel
+            for each image; sizes: 32 to 128 voxels a side and 64x256x256; sampling: against a diffusion network;
+            processes: two of them; memory: peaks.
         skip_large: leave out the training step at 64x256x256, which takes minutes on a CPU.
         seed: of weights and inputs.
         overwrite: replace the file `out`.

@@ -13,6 +13,7 @@ def table(result: dict) -> str:
         "operator": _operator,
         "layer": _layer,
         "network": _network,
+        "cross_d": _cross_d,
         "sizes": _sizes,
         "large": _large,
         "sampling": _sampling,
@@ -149,6 +150,18 @@ def _network(result: dict) -> list[str]:
         outside = _ratio(r["outside"])
         lines.append(f"{_case(r):20s}{r['kind']:15s}{cells}{outside:>22s}")
     return lines
+
+
+def _cross_d(result: dict) -> list[str]:
+    lines = [
+        "Cross-D convolutions of images, 3x3, ms",
+        f"{'shape':18s}{'dtype':9s}{'direction':11s}{'way':12s}{'':>22s}{'of conv2d':>20s}",
+    ]
+    return lines + [
+        f"{_shape(r['shape']):18s}{r['dtype']:9s}{r['direction']:11s}{r['way']:12s}{_ms(r['ms']):>22s}"
+        f"{_ratio(r['of_conv2d']):>20s}"
+        for r in result["cross_d"]
+    ]
 
 
 def _sizes(result: dict) -> list[str]:

@@ -7,6 +7,7 @@ import torch
 from tqdm import tqdm
 
 from splitshuffle_gan import __version__
+from splitshuffle_gan.benchmark.cross_d import measure_cross_d
 from splitshuffle_gan.benchmark.layers import measure_layers
 from splitshuffle_gan.benchmark.memory import measure_memory
 from splitshuffle_gan.benchmark.networks import count_all_parameters, measure_networks
@@ -56,6 +57,7 @@ def benchmark(options: BenchmarkOptions) -> dict:
         "operator": lambda: measure_operators(setting),
         "layer": lambda: measure_layers(setting),
         "network": lambda: measure_networks(setting, result.get("rates")),
+        "cross_d": lambda: measure_cross_d(setting),
         "sizes": lambda: measure_sizes(setting),
         "sampling": lambda: measure_sampling(setting),
         "processes": lambda: measure_processes(setting),

@@ -8,6 +8,7 @@ import torch
 from splitshuffle_gan.benchmark import (
     cases,
     clock,
+    cross_d,
     memory,
     operators,
     processes,
@@ -59,6 +60,7 @@ def tiny(monkeypatch, cpu):
     monkeypatch.setattr(rates, "MATRIX_SIDE", {"cpu": 16})
     monkeypatch.setattr(rates, "CONV_SIZES", ((2, 4), (4, 4)))
     monkeypatch.setattr(operators, "CUBES", ((1, 4, 4, 4, 4), (1, 2, 8, 8, 8)))
+    monkeypatch.setattr(cross_d, "STAGES", ((4, 4, 4), (8, 2, 2)))
     monkeypatch.setattr(sizes, "SIDES", (4, 8))
     monkeypatch.setattr(sampling, "SHAPE", (8, 8, 8))
     monkeypatch.setattr(sampling, "DIFFUSION_CHANNELS", (32, 32, 32))

@@ -6,6 +6,7 @@ from monai.utils import OptionalImportError
 
 from splitshuffle_gan.benchmark import processes, sampling, sizes, workers
 from splitshuffle_gan.benchmark.cases import COMPARED, Place, TrainingStep, networks
+from splitshuffle_gan.benchmark.cross_d import Loop, measure_cross_d
 from splitshuffle_gan.benchmark.layers import measure_layers
 from splitshuffle_gan.benchmark.memory import measure_allocator, measure_memory
 from splitshuffle_gan.benchmark.networks import TIMES, measure_networks, taken_apart
@@ -14,6 +15,7 @@ from splitshuffle_gan.benchmark.processes import measure_processes
 from splitshuffle_gan.benchmark.rates import best_plain_rate, measure_rates
 from splitshuffle_gan.benchmark.sampling import Diffusion, measure_sampling
 from splitshuffle_gan.benchmark.sizes import measure_large, measure_sizes
+from splitshuffle_gan.nn.cross_d import CrossDConv
 
 CPU = torch.device("cpu")
 LEVELS = [[2, 8, 4, 4, 4], [2, 8, 4, 8, 4], [2, 8, 8, 16, 8]]
@@ -61,6 +63,26 @@ def test_one_repetition_makes_ratios_of_medians(make_setting):
         assert row["module_of_bare"]["median"] == pytest.approx(row["module_ms"]["median"] / row["bare_ms"]["median"])
     for row in measure_layers(make_setting(repetitions=1)):
         assert row["of_bare"]["median"] == pytest.approx(row["ms"]["median"] / row["bare_ms"]["median"])
+
+
+def test_cross_d(make_setting):
+    rows = measure_cross_d(make_setting(("float32", "bf16")))
+    ways = ["conv2d", "published", "rotation", "loop"]
+    assert [(tuple(r["shape"]), r["dtype"], r["direction"], r["way"]) for r in rows] == [
+        (shape, dtype, direction, way)
+        for shape in ((2, 4, 4, 4), (2, 8, 2, 2))
+        for dtype in ("float32", "bf16")
+        for direction in ("forward", "training")
+        for way in ways
+    ]
+    for row in rows:
+        assert is_summary(row["ms"], 2) and row["of_conv2d"]["n"] == 2
+        assert row["way"] != "conv2d" or row["of_conv2d"]["median"] == 1
+
+
+def test_the_loop_is_the_layer():
+    layer, x = CrossDConv(6, 4, 3, padding=1, bias=False), torch.randn(3, 6, 5, 7)
+    assert torch.allclose(Loop(layer)(x), layer(x), atol=1e-5)
 
 
 @pytest.mark.parametrize("compile", [False, True])

@@ -18,7 +18,18 @@ PNG = b"\x89PNG\r\n\x1a\n"
 def stubbed(monkeypatch, tiny):
     """Parts that only say that they were measured."""
     called = []
-    for part in ("rates", "operators", "layers", "networks", "sizes", "large", "sampling", "processes", "memory"):
+    for part in (
+        "rates",
+        "operators",
+        "layers",
+        "networks",
+        "cross_d",
+        "sizes",
+        "large",
+        "sampling",
+        "processes",
+        "memory",
+    ):
         monkeypatch.setattr(run, f"measure_{part}", lambda *_, part=part: called.append(part) or {"part": part})
     monkeypatch.setattr(run, "draw", lambda result, path: path)
     return called
@@ -30,8 +41,8 @@ def test_the_whole_of_it(tiny, tmp_path):
     result = benchmark(options)
     assert json.loads(out.read_text()) == result
     assert set(result) == {
-        "created_with", "created", "options", "machine", "parameters", "rates", "operator", "layer", "network", "sizes",
-        "large", "sampling", "processes", "memory",
+        "created_with", "created", "options", "machine", "parameters", "rates", "operator", "layer", "network",
+        "cross_d", "sizes", "large", "sampling", "processes", "memory",
     }  # fmt: skip
     assert result["options"] == {
         "preset": "hippocampus", "batch_size": 2, "repetitions": 2, "seed": 5, "parts": list(PARTS)
@@ -61,9 +72,9 @@ def check_table(result: dict) -> None:
     step = result["network"]["rows"][3]["step"]["of_plain"]
     (line,) = [line for line in summary if "whole step, bf16" in line]
     assert line.endswith(f" {step['median']:.2f} [{step['q1']:.2f} {step['q3']:.2f}]")
-    for heading in ("Machine: GFLOP/s", "Convolutions: ", "Styled layer, ", "Networks of hippocampus", "Sizes: ",
-                    "Largest preset", "Sampling: ", "Each process sends", "Processes on the CPU", "Peak memory of",
-                    "A float32 step: "):  # fmt: skip
+    for heading in ("Machine: GFLOP/s", "Convolutions: ", "Styled layer, ", "Networks of hippocampus", "Cross-D",
+                    "Sizes: ", "Largest preset", "Sampling: ", "Each process sends", "Processes on the CPU",
+                    "Peak memory of", "A float32 step: "):  # fmt: skip
         assert sum(line.startswith(heading) for line in lines) == 1, heading
 
 
