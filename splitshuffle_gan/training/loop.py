@@ -116,6 +116,8 @@ class Run:
             disable=not self.accelerator.is_main_process,
             bar_format="{desc} {percentage:3.0f}%|{bar}| {n:.2f}/{total:.1f} kimg [" + clock + "]{postfix}",
         )
+        if config.minutes is not None and not bar.disable:
+            bar.start_t -= self.elapsed  # the clock counts the earlier parts, as `minutes` does
         sums, since, waited, tick = {}, trainer.step, 0.0, time.perf_counter()
         batches = iter(loader)
         while trainer.step < last_step:

@@ -65,7 +65,8 @@ class TrainConfig:
             structure has a channel of its own, +1 inside and -1 outside (in one channel of the labels' numbers every
             edge from 0 to 2 would have a rim of 1). A sample's label is the structure with the greatest value above 0.
         kimg: length of training, in thousands of real images shown.
-        minutes: stop after this many minutes of training instead, if that comes first.
+        minutes: stop after this many minutes of training instead, if that comes first; earlier parts of a resumed run
+            count.
         batch_size: images per step, over all processes.
         micro_batch: images per process and forward pass; smaller than the share accumulates gradients. Default: all.
         g_lr: learning rate of the generator.
