@@ -20,7 +20,7 @@ SAME_SPEED = {
     "augment_kimg",
     "workers",
 }
-SAME_SPEED |= {"jitter", "lr", "warmup"}
+SAME_SPEED |= {"lr", "warmup"}
 
 
 def described(plan: Plan, name: str, rank: int) -> dict:
