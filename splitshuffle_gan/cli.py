@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 failure, 2 bad usage.
 import signal
 import sys
 from dataclasses import fields, replace
+from inspect import cleandoc
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +69,10 @@ def _parse(name: str, options_class: type, arguments: list[str], program: str) -
         default = _from_preset(name, options_class, load_preset(preset).get(name, {}), arguments)
     elif preset is not None:
         raise UserError(f"preset: {name} takes none")
-    description = options_class.__doc__.split("\n")[0]
+    description = _introduction(options_class)
     if name in ("train2d", "train3d"):
         description += (
-            f" --preset NAME takes the defaults of {', '.join(preset_names())}."
+            f"\n\n--preset NAME takes the defaults of {', '.join(preset_names())}."
             " train3d without --data runs the whole job on built-in phantoms."
         )
     options = tyro.cli(
@@ -84,6 +85,12 @@ def _parse(name: str, options_class: type, arguments: list[str], program: str) -
     )
     from_scratch = str(getattr(options, "init", "")) == "none"
     return replace(options, init=None) if from_scratch else options
+
+
+def _introduction(options_class: type) -> str:
+    """What the class's docstring says before its attributes, a line for each paragraph."""
+    text = cleandoc(options_class.__doc__).partition("Attributes:")[0]
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in text.strip().split("\n\n"))
 
 
 def _take_preset(arguments: list[str]) -> tuple[str | None, list[str]]:

@@ -106,11 +106,13 @@ def sample(options: SampleOptions) -> None:
     """Run `splitshuffle sample`."""
     from accelerate import PartialState
 
-    from splitshuffle_gan.sampler import SampleConfig, write_samples
+    from splitshuffle_gan.sampler import SampleConfig, command_for_pairs, write_samples
 
     out = write_samples(SampleConfig(**{**vars(options), "seeds": parse_seeds(options.seeds)}))
     if PartialState().is_main_process:
         print(f"volumes in {out}; look at {out}/montage.png")
+        if command := command_for_pairs(out):
+            print(f"as a dataset of pairs, voxel for voxel: {command}")
     PartialState().destroy_process_group()
 
 
@@ -252,9 +254,15 @@ def train_segmenter(options: Any) -> None:
 
 def segment(options: Any) -> None:
     """Run `splitshuffle segment`."""
+    import json
+
     from splitshuffle_gan.segmentation.infer import segment
 
-    print(f"masks in {segment(options)}, each on its scan's own grid; segment.json says what is in them")
+    out = segment(options)
+    print(f"masks in {out}, each on its scan's own grid; segment.json says what is in them")
+    files = json.loads((out / "segment.json").read_text())["files"]
+    if empty := [name for name, entry in files.items() if not any(entry["voxels"].values())]:
+        print(f"{len(empty)} of the {len(files)} masks are empty, such as {empty[0]}: nothing was found there")
 
 
 def utility(options: Any) -> None:
@@ -312,6 +320,7 @@ def probe(options: Any) -> None:
 
     failed = probe(options)
     print(f"the same: {options.out}/table.md; all lines: {options.out}/results.jsonl; look at {options.out}/probe.png")
+    print(f"for `splitshuffle carry`, Cross-D networks: {options.out}/pretrained/published-*/network, rotation-*")
     if failed:
         raise UserError(f"{failed} runs failed; the table says which, and the logs in {options.out}/runs why")
 

@@ -1,6 +1,8 @@
 """From a generator and seeds to volumes, in memory and as NIfTI and DICOM files."""
 
 import hashlib
+import json
+import shlex
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -22,6 +24,8 @@ from splitshuffle_gan.label_channels import from_channels, structures_of
 from splitshuffle_gan.models.generator import Generator
 from splitshuffle_gan.output import refuse_existing, whole_folder, write_json
 from splitshuffle_gan.sample_files import DESCRIPTION, SampleFiles, stored_type
+
+RECORD = "samples.json"
 
 
 def latent_of_seed(seed: int, z_dim: int) -> Tensor:
@@ -159,7 +163,7 @@ def write_samples(config: SampleConfig) -> Path:
     if config.compile:
         start_compiler(state.device)
     sources = (Path(config.checkpoint), *([config.like] if config.like else []))
-    refuse_existing(config.out, config.overwrite, mark="samples.json", keep=sources)
+    refuse_existing(config.out, config.overwrite, mark=RECORD, keep=sources)
     path = find_checkpoint(config.checkpoint, "generator")
     generator = Generator.from_pretrained(path).to(state.device)
     check_volumes(generator, path)
@@ -181,9 +185,25 @@ def write_samples(config: SampleConfig) -> Path:
         if state.is_main_process:
             files.picture(list(jobs), f"synthetic volumes, truncation_psi {config.truncation_psi:g}")
             record = _record(config, path, generator, list(jobs), files)
-            write_json(files.folder / "samples.json", record | _whereabouts(files, list(jobs)))
+            write_json(files.folder / RECORD, record | _whereabouts(files, list(jobs)))
     state.wait_for_everyone()
     return config.out
+
+
+def command_for_pairs(out: Path) -> str | None:
+    """The `prepare` command that makes a dataset of pairs of the samples in `out`, as the generator drew them.
+
+    None where there are no label maps, and where samples lie on the grid of a scan. A window gives back what was drawn
+    from percentiles too: the range that these samples were written in.
+    """
+    record = json.loads((out / RECORD).read_text())
+    geometry = record["geometry"]
+    if not geometry.get("labels") or record["like"]:
+        return None
+    grid, bounds = record["generator"]["shape"], geometry["intensity"]
+    words = [f"{out}/images", "--labels", "auto", "--shape", *grid, "--spacing", "native", "--window", bounds["low"],
+             bounds["high"], "--plane", geometry["plane"], "--out", f"{out}_pairs"]  # fmt: skip
+    return shlex.join(["splitshuffle", "prepare", *map(str, words)])
 
 
 def check_volumes(generator: Generator, path: str) -> None:

@@ -1,6 +1,7 @@
 """Volumes with their label maps: drawn, written, placed on a scan, prepared again, scored."""
 
 import json
+import shlex
 
 import nibabel as nib
 import numpy as np
@@ -16,7 +17,14 @@ from splitshuffle_gan.data.readers.nifti import read_nifti
 from splitshuffle_gan.errors import UserError
 from splitshuffle_gan.metrics.source import open_volumes
 from splitshuffle_gan.models.generator import Generator
-from splitshuffle_gan.sampler import SampleConfig, latent_of_seed, sample, sample_pairs, write_samples
+from splitshuffle_gan.sampler import (
+    SampleConfig,
+    command_for_pairs,
+    latent_of_seed,
+    sample,
+    sample_pairs,
+    write_samples,
+)
 
 SHAPE, SPACING, STRUCTURES = (8, 16, 8), (2.0, 1.0, 1.5), (2, 5)
 HU = {"kind": "window", "low": -250.0, "high": 650.0}
@@ -92,11 +100,15 @@ def test_pairs_come_back_from_prepare_voxel_for_voxel(run, cpu, tmp_path, intens
     assert record["labels"] == [f"labels/{name}" for name in names]
     assert record["geometry"]["labels"] == [2, 5]
 
-    for source in (out / "images", out):
-        dataset = tmp_path / f"dataset-{source.name}"
-        window = ("--window", intensity["low"], intensity["high"])
-        grid = ("--shape", *SHAPE, "--spacing", *SPACING)
-        done = run("prepare", source, "--labels", "auto", "--out", dataset, *grid, *window, "--workers", 1)
+    told = shlex.split(done.out.splitlines()[-1].partition("voxel for voxel: ")[2])
+    assert told[:3] == ["splitshuffle", "prepare", f"{out}/images"] and told[-1] == f"{out}_pairs"
+    window, grid = ("--window", intensity["low"], intensity["high"]), ("--shape", *SHAPE, "--spacing", *SPACING)
+    other = tmp_path / "dataset"
+    for words, dataset in (
+        (told[1:], tmp_path / "out_pairs"),
+        (["prepare", out, "--labels", "auto", "--out", other, *grid, *window], other),
+    ):
+        done = run(*words, "--workers", 1)
         assert done.code == 0, done.err
         prepared = open_dataset(dataset)
         assert (prepared.spacing, prepared.plane, prepared.structures) == (SPACING, "axial", STRUCTURES)
@@ -137,6 +149,7 @@ def test_like_puts_the_mask_where_the_volume_is(cpu, tmp_path):
     assert set(np.unique(fine)) <= {0, 2, 5} and record["geometry"]["labels"] == [2, 5]
     np.testing.assert_array_equal(fine[1::4, 1::3, 0::2].shape, mask.shape)
     assert np.mean(fine[1::4, 1::3, 0::2] == mask) > 0.8
+    assert command_for_pairs(tmp_path / "fine") is None
 
 
 def test_dicom_holds_the_volume_alone_and_out_of_the_way(cpu, tmp_path):

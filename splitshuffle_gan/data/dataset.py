@@ -1,6 +1,7 @@
 """A prepared dataset, opened: its array, its geometry, and torch datasets of its volumes or of their slices."""
 
 import json
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -75,6 +76,11 @@ class PreparedDataset:
         """Changes with any label of any voxel; None where no label maps were given."""
         return self.manifest.get("labels", {}).get("data_hash")
 
+    def shared_with(self, other: "PreparedDataset") -> list[str]:
+        """Names of its volumes that `other` holds too: of the same scan, however prepared, or of equal voxels."""
+        there = set().union(*(_identities(entry) for entry in other.manifest["volumes"]))
+        return [entry["source"] for entry in self.manifest["volumes"] if _identities(entry) & there]
+
     def geometry(self, labels: bool = False) -> dict:
         """What must travel with a generator so that its samples can be written truly; plain JSON.
 
@@ -144,6 +150,12 @@ def _channels(prepared: PreparedDataset, place: tuple, labels: bool) -> torch.Te
     if labels:
         image = np.concatenate((image, to_channels(prepared.labels[place][0], prepared.structures)))
     return torch.from_numpy(image)
+
+
+def _identities(entry: dict) -> set[str]:
+    """What tells a volume of the manifest from others: its scan, maybe one of many in a 4D file, and its voxels."""
+    part = re.search(r"#\d+$", entry["source"])
+    return {entry["sha256"] + (part[0] if part else ""), entry["prepared_sha256"]}
 
 
 def open_dataset(folder: Path) -> PreparedDataset:

@@ -15,13 +15,16 @@ from splitshuffle_gan.output import whole_folder, write_json
 SAME_SPACING = 1e-3  # relative; headers are rounded
 
 
-def check_alike(dataset: PreparedDataset, wanted: PreparedDataset, name: str) -> None:
+FIELDS = ("shape", "spacing", "plane", "labels", "intensity")
+
+
+def check_alike(dataset: PreparedDataset, wanted: PreparedDataset, name: str, fields: Sequence[str] = FIELDS) -> None:
     """Raise UserError, with the field and `name` in it, unless the voxels of both mean the same.
 
-    That is shape, spacing, plane, labels and intensities. A window beside percentiles passes: that is how samples of a
-    generator come back exactly that was trained on percentiles.
+    That is shape, spacing, plane, labels and intensities, or those of them in `fields`. A window beside percentiles
+    passes: that is how samples of a generator come back exactly that was trained on percentiles.
     """
-    for field in ("shape", "spacing", "plane", "labels", "intensity"):
+    for field in fields:
         found, other = (_field(part, field) for part in (dataset, wanted))
         same = found == other
         if field == "spacing":

@@ -45,10 +45,7 @@ def final_set(source: Path, data: Path, out: Path) -> Path:
         folder = out / "data" / f"final-{_mark_of(source)}"
         if not folder.exists():
             prepare(recipe_of(open_dataset(data), source, folder))
-    known = {entry["prepared_sha256"] for entry in open_dataset(data).manifest["volumes"]}
-    volumes = open_dataset(folder).manifest["volumes"]
-    shared = [entry["source"] for entry in volumes if entry["prepared_sha256"] in known]
-    if shared:
+    if shared := open_dataset(folder).shared_with(open_dataset(data)):
         raise UserError(
             f"final: {source}: {len(shared)} volumes, such as {shared[0]}, are in {data} as well; volumes that neither "
             "training nor choices saw are wanted"

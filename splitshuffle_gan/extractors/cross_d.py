@@ -93,7 +93,13 @@ def carry_to_volumes(config: CarryConfig) -> Path:
     Raises UserError: no such network or dataset, or the network has plain convolutions.
     """
     refuse_existing(config.out, config.overwrite, mark=RECORD)
-    slices = SliceResNet.from_pretrained(config.network)
+    try:
+        slices = SliceResNet.from_pretrained(config.network)
+    except UserError as error:
+        raise UserError(
+            f"network: {config.network} is not the 2D network of an arm of `splitshuffle probe`, such as "
+            f"probe/pretrained/rotation-0123456789ab-seed0/network: {error}"
+        ) from error
     if slices.config.conv == "plain":
         raise UserError(
             f"network: {config.network} has plain convolutions, wanted Cross-D ones; take that of an arm of the probe "

@@ -244,7 +244,7 @@ class CrossDConv(nn.Module):
         geometry = (self.stride, padding, self.dilation)
         if self.rank == 3:
             return F.conv3d(padded, self.weight, self.bias, *geometry, self.groups)
-        if self.head is None:
+        if self.head is None or not len(x):  # no sample, no kernel of its own
             return F.conv2d(padded, self.weight[:, :, 0], self.bias, *geometry, self.groups)
         return convolve_moved(padded, self.weight, *self.head(x), self.phase, self.bias, geometry, self.groups)
 
@@ -291,8 +291,9 @@ def _move_patches(
 
 
 def _per_axis(name: str, value: int | tuple[int, ...], rank: int) -> tuple[int, ...]:
-    values = (value,) * rank if isinstance(value, int) else tuple(value)
-    if len(values) != rank or min(values) < (name != "padding"):
+    values = tuple(value) if isinstance(value, tuple | list) else (value,) * rank
+    whole = all(isinstance(one, int) and not isinstance(one, bool) for one in values)
+    if len(values) != rank or not whole or min(values) < (name != "padding"):
         wanted = f"an integer or {rank} of them, at least {int(name != 'padding')}"
         raise UserError(f"{name}: found {value!r}, wanted {wanted}")
     return values

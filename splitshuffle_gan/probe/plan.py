@@ -1,5 +1,6 @@
 """The plan of a probe: what is seen in 2D, the ways to 3D, what is asked in 3D. Read from YAML, strictly."""
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -32,8 +33,10 @@ class Training:
 
     def __post_init__(self) -> None:
         _at_least(self, {"steps": 2, "batch_size": 2, "weight_decay": 0, "shift": 0})
-        if not self.learning_rate > 0:
-            raise UserError(f"learning_rate: found {self.learning_rate}, a positive number is wanted")
+        if not 0 < self.learning_rate < math.inf:
+            raise UserError(f"learning_rate: found {self.learning_rate}, a finite positive number is wanted")
+        if not self.weight_decay < math.inf:
+            raise UserError(f"weight_decay: found {self.weight_decay}, a finite number is wanted")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from splitshuffle_gan.probe.options import ProbeOptions
 from splitshuffle_gan.probe.plan import Plan, read_plan
 from splitshuffle_gan.probe.report import write_report
 from splitshuffle_gan.probe.slices import open_source
-from splitshuffle_gan.probe.tasks import open_task, volumes_of
+from splitshuffle_gan.probe.tasks import open_task
 from splitshuffle_gan.probe.work import PRETRAINED, Judging, Pretraining, hash_of, key_of, results_in
 
 RECORD = "probe.json"
@@ -92,14 +92,13 @@ def _named(where: str, open_it, *given):
 
 def _check_apart(plan: Plan, root: Path) -> None:
     """No volume that networks are judged by has been seen in 2D, not even without its class."""
-    seen = {name: volumes_of(open_dataset(root / source.dataset))
-            for name, source in plan.sources.items() if source.dataset}  # fmt: skip
+    seen = {name: open_dataset(root / source.dataset) for name, source in plan.sources.items() if source.dataset}
     for target, asked in plan.targets.items():
         if asked.test is None:
             continue
-        judged = volumes_of(open_dataset(root / asked.test))
-        for name, volumes in seen.items():
-            if shared := judged & volumes:
+        judged = open_dataset(root / asked.test)
+        for name, source in seen.items():
+            if shared := judged.shared_with(source):
                 raise UserError(
                     f"sources.{name}: {len(shared)} of its volumes are in the test part of {target}; train in 2D on "
                     "other subjects, as with the train/ of `splitshuffle split`"

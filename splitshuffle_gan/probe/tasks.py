@@ -65,7 +65,7 @@ def open_task(target: Target, root: Path) -> Task:
     """The task of a target, paths starting from `root`.
 
     Raises UserError: a file is missing or of another kind; datasets do not go together, or share a volume; a label or
-    factor is unknown; a class has too few volumes to learn from, or to be judged by.
+    factor is unknown; a class has too few volumes to learn from, or to be judged by; the part to choose by has another.
     """
     task = _of_arrays(target, root) if target.npz is not None else _of_datasets(target, root)
     for name, part in (("training", task.train), ("test", task.test)):
@@ -76,6 +76,9 @@ def open_task(target: Target, root: Path) -> Task:
                 f"{name} volumes per class are {counts.tolist()}{cut}; at least {LEAST} of each are wanted: choose "
                 "another `above`, or more volumes"
             )
+    if task.val is not None and task.val.classes.max(initial=0) >= task.classes:
+        most = task.val.classes.max()
+        raise UserError(f"validation volumes are of class {most}; training volumes have 0 to {task.classes - 1} only")
     return task
 
 
@@ -105,7 +108,7 @@ def _of_datasets(target: Target, root: Path) -> Task:
         if getattr(train, name) != getattr(test, name):
             both = f"{getattr(train, name)} to learn from and {getattr(test, name)} to be judged by"
             raise UserError(f"test: {name}: found {both}; prepare both alike")
-    if shared := volumes_of(train) & volumes_of(test):
+    if shared := test.shared_with(train):
         raise UserError(f"test: {len(shared)} of its volumes are in {train.folder} as well; other subjects are wanted")
     rows = _some([entry["source"] for entry in train.manifest["volumes"]], target.volumes)
     values = _values(target, train, root, rows)
@@ -117,11 +120,6 @@ def _of_datasets(target: Target, root: Path) -> Task:
         for of, kept, numbers in ((train, rows, values), (test, every, _values(target, test, root, every)))
     ]  # fmt: skip
     return Task(*parts, None, 2, threshold)
-
-
-def volumes_of(dataset: PreparedDataset) -> set[str]:
-    """The hashes of a dataset's volumes."""
-    return {entry["prepared_sha256"] for entry in dataset.manifest["volumes"]}
 
 
 def _some(names: list[str], count: int | None) -> list[int]:

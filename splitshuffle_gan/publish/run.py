@@ -133,8 +133,7 @@ def _check(config: PublishConfig, train: PreparedDataset, held_out: PreparedData
     for name, dataset in (("train", train), ("held_out", held_out)):
         if len(dataset) < MIN_REAL:
             raise UserError(f"{name}: found {len(dataset)} volumes; the audit needs at least {MIN_REAL}")
-    hashes = [{entry["prepared_sha256"] for entry in dataset.manifest["volumes"]} for dataset in (train, held_out)]
-    if shared := hashes[0] & hashes[1]:
+    if shared := held_out.shared_with(train):
         raise UserError(
             f"held_out: {len(shared)} of its {len(held_out)} volumes are in the training set as well; set others "
             "aside before training, with `splitshuffle split`"

@@ -20,6 +20,14 @@ def lesion_centres(lesions: np.ndarray) -> np.ndarray:
     return np.array(found, float).reshape(-1, 3)
 
 
+def _nearest(lesions: np.ndarray, centres: np.ndarray) -> np.ndarray:
+    """`[n, 3]`: of each numbered lesion the voxel nearest to its centre, which itself may lie outside of a ring."""
+    voxels = np.argwhere(lesions)
+    numbers = lesions[tuple(voxels.T)] - 1
+    order = np.lexsort((np.linalg.norm(voxels - centres[numbers], axis=1), numbers))
+    return voxels[order[np.unique(numbers[order], return_index=True)[1]]]
+
+
 def heat_map(centres: np.ndarray, shape: tuple[int, int, int], spacing: Sequence[float], sigma: float) -> np.ndarray:
     """float32 `[D, H, W]` in 0 to 1: exp(-r^2 / (2 sigma^2)) of the distance r in mm to the nearest of `centres`.
 
@@ -40,12 +48,12 @@ def find_peaks(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Voxels `[n, 3]` of the peaks of a heat map `[D, H, W]`, the highest first, and their heights `[n]`.
 
-    A peak is no lower than its 26 neighbours and than `least`, a plateau is one, in its middle; those within `apart` mm
-    of a higher one are passed over, and the `most` highest are kept. MONAI's `ProbNMS` clears boxes of voxels instead,
-    beside which the flank of a wide peak becomes a peak of its own.
+    A peak is no lower than its 26 neighbours and than `least`, a plateau is one, at its middlemost voxel; those within
+    `apart` mm of a higher one are passed over, and the `most` highest are kept. MONAI's `ProbNMS` clears boxes of
+    voxels instead, beside which the flank of a wide peak becomes a peak of its own.
     """
     tops = number_lesions((heat == ndimage.maximum_filter(heat, 3, mode="nearest")) & (heat >= least))
-    voxels = np.rint(lesion_centres(tops)).astype(int)
+    voxels = _nearest(tops, lesion_centres(tops))
     heights = np.array(ndimage.maximum(heat, tops, range(1, len(voxels) + 1)), np.float32)
     order = np.argsort(-heights, kind="stable")
     voxels, heights = voxels[order], heights[order]

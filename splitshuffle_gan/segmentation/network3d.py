@@ -78,7 +78,7 @@ class Network3DConfig(SegmenterConfig):
         return (
             f"shape: {'x'.join(map(str, shape))}{scaled} does not fit the network: {'; '.join(faults)}. The nearest "
             f"that fits is {nearest}: prepare the dataset, or choose the window, of that shape; or let the network pad "
-            "(its option pad) or magnify small volumes (its option scale)"
+            "(--network.pad; --network3d.pad in trials) or magnify small volumes (--network.scale)"
         )
 
 

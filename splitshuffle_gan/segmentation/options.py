@@ -21,7 +21,8 @@ class Network2DOptions:
         layers: residual blocks of the encoder's four stages; 3 4 6 3 is ResNet-50, 1 1 1 1 the smallest.
         slices: neighbouring slices that enter as channels, odd; only 3 can be transferred to 3D.
         width: channels of the decoder.
-        scale: whole factors by which H and W are magnified first: the encoder's stride is 32, small slices need it.
+        scale: whole factors by which H and W are magnified first: the encoder's stride is 32, so slices of less than
+            about 64 pixels need it.
         pretrained: state dict of torchvision's ResNet on disk, for the encoder.
     """
 
@@ -41,7 +42,7 @@ class Network3DOptions:
         psp_blocks: levels of pyramid volumetric pooling, 0 to 4; default as many as the size allows.
         upsample: growth in the decoder; default trilinear. transpose and nearest are reproducible on a GPU.
         scale: whole factors by which D, H, W are magnified first, for small volumes; default in-plane that of `init`.
-        pad: repeat the border up to a size that fits the network, instead of refusing.
+        pad: whether a volume that does not fit is padded, its border repeated, or refused.
     """
 
     layers: tuple[int, int, int, int] | None = None
@@ -57,7 +58,7 @@ class SegmentTraining:
 
     Attributes:
         data: prepared dataset with labels.
-        out: folder of the run: run.json, log.jsonl, network/, metrics.json, predictions.png.
+        out: folder of the run: run.json, log.jsonl, network/, predictions.png; metrics.json with `val`.
         val: prepared dataset with labels, of other subjects: the network that does best on it is kept. Without it, the
             last one.
         steps: of one batch each; default 2000, or as many as `minutes` allow.

@@ -33,7 +33,8 @@ def save_predictions(
             axis.imshow(image[depth], cmap="gray", vmin=-1, vmax=1, origin="lower", aspect=spacing[1] / spacing[2])
             for number in np.unique(classes[depth][classes[depth] > 0]) if classes is not None else ():
                 axis.contour(classes[depth] == number, levels=[0.5], colors=[f"C{(number - 1) % 10}"], linewidths=1)
-            axis.set_title(name, fontsize=8)
+            nothing = classes is not None and not classes.any()
+            axis.set_title(f"{name}: nothing" if nothing else name, fontsize=8)
             axis.set_axis_off()
     with whole_file(path) as temporary:
         figure.savefig(temporary, dpi=100)

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from splitshuffle_gan import __version__, nd
 from splitshuffle_gan.data.dataset import PreparedDataset
+from splitshuffle_gan.data.union import check_alike
 from splitshuffle_gan.devices import make_accelerator
 from splitshuffle_gan.errors import UserError
 from splitshuffle_gan.output import refuse_existing, whole_folder, write_json
@@ -167,7 +168,8 @@ class Run:
                 if segmenter.config.sigma is not None:
                     save_froc(result, self.config.out / "froc.png")
             shown = self.dataset if self.val is None else self.val
-            _picture(segmenter, shown, self.config.out / PREDICTIONS, self.accelerator)
+            what = "training" if shown is self.dataset else "validation"
+            _picture(segmenter, shown, self.config.out / PREDICTIONS, self.accelerator, what)
         self.accelerator.wait_for_everyone()
 
     def step(self, items: list[int], step: int) -> Tensor:
@@ -254,20 +256,22 @@ class Run:
 
 def _open_val(folder: Path, dataset: PreparedDataset, label: int | None) -> PreparedDataset:
     val = open_labelled(folder, label)
-    for name in ("spacing", "plane"):
-        if getattr(val, name) != getattr(dataset, name):
-            found = f"{folder} has {getattr(val, name)}, the training set {getattr(dataset, name)}"
-            raise UserError(f"val: {name}: {found}; prepare both alike")
+    check_alike(val, dataset, "val", ("spacing", "plane", "intensity"))
+    if shared := val.shared_with(dataset):
+        raise UserError(
+            f"val: {len(shared)} of its volumes, such as {shared[0]}, are in {dataset.folder} as well; other subjects "
+            "are wanted: set some aside before training, with `splitshuffle split`"
+        )
     unknown = set(labels_of(val)) - set(labels_of(dataset))
     if label is None and unknown:
         raise UserError(f"val: {folder} has the labels {sorted(unknown)}, which the training set lacks")
     return val
 
 
-def _picture(segmenter: Segmenter, dataset: PreparedDataset, path: Path, accelerator: Accelerator) -> None:
+def _picture(segmenter: Segmenter, dataset: PreparedDataset, path: Path, accelerator: Accelerator, what: str) -> None:
     rows = range(min(PICTURED, len(dataset)))
     images = [dataset.volumes[row][0] for row in rows]
     truths = [class_table(segmenter.config.labels)[dataset.labels[row][0]] for row in rows]
     found = [classes_of(probabilities(segmenter, image, accelerator)) for image in images]
-    titles = [dataset.manifest["volumes"][row]["source"] for row in rows]
+    titles = [f"{dataset.manifest['volumes'][row]['source']}, {what}" for row in rows]
     save_predictions(images, truths, found, path, dataset.spacing, titles)

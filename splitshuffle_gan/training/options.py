@@ -23,7 +23,9 @@ class NetworkOptions:
 
     Attributes:
         channels: channels per level, coarse to fine, even; default 32 at the finest level, doubled up to 128.
-        conv: kind of convolution; default split_shuffle.
+        conv: kind of convolution; default split_shuffle. For comparison: plain (k x k x k), split_pointwise, and
+            cross_d (one 3D kernel in 2D and 3D; slow). separable is what `inflate --method anisotropic` makes, of a
+            plain 2D pair.
         depth_aware: tell the networks the depth of each slice (beyond the paper); default yes.
         z_dim: size of the latent; default 128.
         w_dim: size of the intermediate latent; default 128.

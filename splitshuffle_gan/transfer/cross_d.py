@@ -18,6 +18,7 @@ from splitshuffle_gan.errors import UserError
 from splitshuffle_gan.nn.cross_d import CrossDConv, Phase
 
 Rules = Mapping[type[nn.Module], Callable[[nn.Module], nn.Module]]
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 WINDOW = ("kernel_size", "stride", "padding")
 
 # 2D layers, their volumetric counterparts, and the settings that both have.
@@ -88,12 +89,13 @@ def convert(
     Without, every convolution starts afresh, as in the paper, which trains in 2D from scratch.
 
     Raises:
-        UserError: there is no Conv2d; or one is a subclass, of unknown behaviour; or its kernel is not square; or two
-            layers share a parameter.
+        UserError: there is no Conv2d; or one is a subclass, of unknown behaviour, or has hooks or values of its own
+            (spectral norm, pruning); or its kernel is not square; or two layers share a parameter.
     """
 
     def replace(module: nn.Module) -> _Made | None:
         if type(module) is nn.Conv2d:
+            _refuse_more(module)
             return _swap(module, phase, keep_weights)
         if isinstance(module, nn.Conv2d):
             raise UserError("a subclass of Conv2d may do more than convolve; replace it by a plain Conv2d first")
@@ -138,32 +140,19 @@ def to_3d(
 
     Raises:
         UserError: a layer, named, is unknown and may mean something in 2D only (`Conv2d` among them: `convert` comes
-            first); or its settings differ between the two axes; or two layers share a parameter.
+            first); or its settings differ between the two axes; or it has hooks; or two layers share a parameter.
     """
     if batch_norm not in ("fresh", "carry"):
         raise UserError(f"batch_norm: found {batch_norm!r}, wanted 'fresh' or 'carry'")
     rules = rules or {}
 
     def replace(module: nn.Module) -> _Made | None:
-        kind = type(module)
-        if kind in rules:
-            return _by_rule(module, rules[kind])
-        if kind is CrossDConv:
-            return _volumetric(module)
-        if kind is nn.BatchNorm2d:
-            return _batch_norm(module, batch_norm == "carry")
-        if kind is nn.InstanceNorm2d:
-            made = nn.InstanceNorm3d(**_norm_settings(module))
-            return _Made(_load(made, module), _count(module), "made volumetric, its values carried")
-        if kind in COUNTERPARTS:
-            volumetric, fields = COUNTERPARTS[kind]
-            made = volumetric(**{field: _shared(field, getattr(module, field)) for field in fields})
-            return _Made(made, 0, "made volumetric")
-        if kind in (nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d):
-            return _Made(_upsample(module), 0, "made volumetric")
-        if not _is_rank_free(module):
-            raise UserError(_why_unknown(module))
-        return None
+        if type(module) in rules:
+            return _by_rule(module, rules[type(module)])
+        if _is_rank_free(module):
+            return None
+        _refuse_more(module)
+        return _counterpart(module, batch_norm == "carry")
 
     return _replace(model, replace, whole={CrossDConv, *rules})
 
@@ -241,6 +230,24 @@ def _volumetric(conv: CrossDConv) -> _Made:
     return _Made(_load(made, conv), _count(conv), what)
 
 
+def _counterpart(module: nn.Module, carry: bool) -> _Made:
+    kind = type(module)
+    if kind is CrossDConv:
+        return _volumetric(module)
+    if kind is nn.BatchNorm2d:
+        return _batch_norm(module, carry)
+    if kind is nn.InstanceNorm2d:
+        made = nn.InstanceNorm3d(**_norm_settings(module))
+        return _Made(_load(made, module), _count(module), "made volumetric, its values carried")
+    if kind in COUNTERPARTS:
+        volumetric, fields = COUNTERPARTS[kind]
+        made = volumetric(**{field: _shared(field, getattr(module, field)) for field in fields})
+        return _Made(made, 0, "made volumetric")
+    if kind in (nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d):
+        return _Made(_upsample(module), 0, "made volumetric")
+    raise UserError(_why_unknown(module))
+
+
 def _batch_norm(norm: nn.BatchNorm2d, carry: bool) -> _Made:
     made = nn.BatchNorm3d(**_norm_settings(norm))
     if carry:
@@ -306,6 +313,15 @@ def _why_unknown(module: nn.Module) -> str:
         own = ", ".join(key for key, _ in _values(module, recurse=False))
         return f"holds {own} itself, of unknown meaning in 3D; {rule}"
     return f"not known to mean the same in 3D; {rule}"
+
+
+def _refuse_more(module: nn.Module) -> None:
+    """Raise UserError for what a replacement would lose without a word: hooks, and what a method hung on a Conv2d."""
+    more = [kind.strip("_").replace("_", " ") for kind in HOOKS if getattr(module, kind)]
+    if type(module) is nn.Conv2d:
+        more += [key for key, _ in _values(module) if key not in ("weight", "bias")]
+    if more:
+        raise UserError(f"found {', '.join(more)}, which the new layer would lose; remove that first")
 
 
 def _shared(field: str, value: Any) -> Any:

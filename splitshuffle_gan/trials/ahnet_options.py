@@ -1,5 +1,6 @@
 """What the trial of AH-Net's transfer can be told, and how one of its trainings is told."""
 
+import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -61,8 +62,8 @@ class AHNetConfig:
         for name, least in (("seeds", 1), ("jobs", 1), ("resamples", 100)):
             if getattr(self, name) < least:
                 raise UserError(f"{name}: found {getattr(self, name)}, must be at least {least}")
-        if not 0 < self.minutes:
-            raise UserError(f"minutes: found {self.minutes}, a number above 0 is wanted")
+        if not 0 < self.minutes < math.inf:
+            raise UserError(f"minutes: found {self.minutes}, a finite number above 0 is wanted")
         if not 0 < self.share_2d < 1:
             raise UserError(f"share_2d: found {self.share_2d}, a share between 0 and 1 is wanted")
         for rank in (2, 3):

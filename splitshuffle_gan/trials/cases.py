@@ -6,10 +6,8 @@ from splitshuffle_gan.errors import UserError
 
 def refuse_shared(name: str, test: PreparedDataset, trained_on: list[PreparedDataset]) -> None:
     """Raise UserError, beginning with the option's `name`, when test volumes are among those to train on."""
-    tested = {entry["prepared_sha256"] for entry in test.manifest["volumes"]}
     for part in trained_on:
-        shared = [x["source"] for x in part.manifest["volumes"] if x["prepared_sha256"] in tested]
-        if shared:
+        if shared := test.shared_with(part):
             raise UserError(
                 f"{name}: {len(shared)} of its volumes, such as {shared[0]}, are in {part.folder} as well; set volumes "
                 "aside before training, with `splitshuffle split`"

@@ -12,12 +12,13 @@ from splitshuffle_gan.data.dataset import PreparedDataset, open_dataset
 from splitshuffle_gan.data.union import check_alike, write_union
 from splitshuffle_gan.devices import make_accelerator
 from splitshuffle_gan.errors import UserError
+from splitshuffle_gan.experiment.folder import only_one
 from splitshuffle_gan.experiment.results import RESULTS, append, mend, read
 from splitshuffle_gan.output import refuse_existing, write_json
 from splitshuffle_gan.segmentation.infer import open_segmenter
 from splitshuffle_gan.segmentation.predict import evaluate
 from splitshuffle_gan.segmentation.segmenter import NETWORK, open_labelled
-from splitshuffle_gan.segmentation.training import train_segmenter
+from splitshuffle_gan.segmentation.training import one_step, train_segmenter
 from splitshuffle_gan.trials.cases import cases_of, refuse_shared
 from splitshuffle_gan.trials.question import Question
 from splitshuffle_gan.trials.report import write_report
@@ -53,17 +54,18 @@ def utility(config: UtilityConfig) -> str:
     if accelerator.num_processes > 1:
         raise UserError(f"utility: found {accelerator.num_processes} processes; it runs in one, without a launcher")
     sets = open_sets(config)
-    record = _open(config, sets)
-    results = config.out / RESULTS
-    mend(results)
-    done = {(line["arm"], line["seed"]) for line in read(results)}
-    trained_on = {"real": sets["real_train"], "synthetic": sets["synthetic"], "both": _both(config, sets)}
-    todo = [(arm, seed) for seed in range(config.seeds) for arm in QUESTION.arms if (arm, seed) not in done]
-    for number, (arm, seed) in enumerate(todo, start=1):
-        print(f"{number} of {len(todo)}: {arm}, seed {seed}", flush=True)
-        append(results, _one(config, arm, seed, trained_on[arm], sets["real_test"], accelerator))
-        write_report(QUESTION, record, read(results), config.resamples, config.out)
-    return write_report(QUESTION, record, read(results), config.resamples, config.out)
+    one_step(config.training(sets["real_train"].folder, config.out, 0), accelerator)  # sizes that do not fit are said
+    with only_one(config.out, RECORD):
+        record, results = _open(config, sets), config.out / RESULTS
+        mend(results)
+        done = {(line["arm"], line["seed"]) for line in read(results)}
+        trained_on = {"real": sets["real_train"], "synthetic": sets["synthetic"], "both": _both(config, sets)}
+        todo = [(arm, seed) for seed in range(config.seeds) for arm in QUESTION.arms if (arm, seed) not in done]
+        for number, (arm, seed) in enumerate(todo, start=1):
+            print(f"{number} of {len(todo)}: {arm}, seed {seed}", flush=True)
+            append(results, _one(config, arm, seed, trained_on[arm], sets["real_test"], accelerator))
+            write_report(QUESTION, record, read(results), config.resamples, config.out)
+        return write_report(QUESTION, record, read(results), config.resamples, config.out)
 
 
 def open_sets(config: UtilityConfig) -> dict[str, PreparedDataset]:
@@ -102,9 +104,12 @@ def _open(config: UtilityConfig, sets: dict[str, PreparedDataset]) -> dict:
                         "the same, or take another --out"
                     )
         return begun
-    refuse_existing(config.out, config.overwrite, RECORD, keep=tuple(getattr(config, name) for name in SETS))
-    shutil.rmtree(config.out, ignore_errors=True)
-    config.out.mkdir(parents=True)
+    if path.is_file():
+        refuse_existing(config.out, config.overwrite, RECORD, keep=tuple(getattr(config, name) for name in SETS))
+        path.unlink()
+        (config.out / RESULTS).unlink(missing_ok=True)
+        for name in ("data", "runs"):
+            shutil.rmtree(config.out / name, ignore_errors=True)
     write_json(path, record)
     return record
 

@@ -24,9 +24,9 @@ class UtilityConfig:
     Attributes:
         real_train: prepared dataset with labels.
         synthetic: prepared dataset with labels: pairs that `splitshuffle sample` drew from a generator trained on
-            `real_train` with --channels image,label; prepared as `real_train` was.
+            `real_train` with --channels image,label; prepared by the command that `sample` names.
         real_test: prepared dataset with labels, of subjects that neither the generator nor `real_train` saw.
-        out: folder for everything, results.jsonl, table.md and utility.png first of all.
+        out: folder for everything, results.jsonl, table.md and dice.png first of all.
         seeds: trainings of each kind; they differ in everything random.
         rank: 3 for volumes, 2 for slices. Every training starts from nothing.
         steps: of each training, the same for all.
@@ -36,7 +36,7 @@ class UtilityConfig:
         augment_p: probability of each random change of the training pairs.
         mixed_precision: arithmetic of the network; auto: bf16 where the hardware has it.
         network2d: the network, at rank 2.
-        network3d: the network, at rank 3.
+        network3d: the network, at rank 3; volumes are padded where they do not fit.
         resamples: of the test cases, for the intervals.
         keep_networks: keep the weights in runs/, some 100 MB each.
         overwrite: delete what is in `out` first.
@@ -55,7 +55,7 @@ class UtilityConfig:
     augment_p: float = 0.5
     mixed_precision: Literal["auto", "bf16", "no"] = "auto"
     network2d: Network2DOptions = field(default_factory=Network2DOptions)
-    network3d: Network3DOptions = field(default_factory=Network3DOptions)
+    network3d: Network3DOptions = field(default_factory=lambda: Network3DOptions(pad=True))
     resamples: int = 10_000
     keep_networks: bool = False
     overwrite: bool = False

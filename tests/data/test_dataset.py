@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from splitshuffle_gan.data.dataset import SliceDataset, VolumeDataset, open_dataset
+from splitshuffle_gan.data.dataset import PreparedDataset, SliceDataset, VolumeDataset, open_dataset
 from splitshuffle_gan.data.prepare import PrepareConfig, prepare
 from splitshuffle_gan.errors import UserError
 
@@ -53,6 +53,33 @@ def test_an_opened_dataset_knows_its_grid(made):
     assert isinstance(prepared.volumes, np.memmap)
     assert (prepared.shape, prepared.spacing, prepared.plane) == ((DEPTH, 8, 10), (2, 1.5, 1), "axial")
     assert prepared.data_hash == json.loads((made / "manifest.json").read_text())["data_hash"]
+
+
+def test_shared_scans_are_found_however_they_were_prepared(made, tmp_path):
+    one = open_dataset(made)
+    again = made.parent / "scans"
+    (tmp_path / "scans").mkdir()
+    for name in ("0.nii.gz", "2.nii.gz"):
+        (tmp_path / "scans" / f"renamed{name}").write_bytes((again / name).read_bytes())
+    other = PrepareConfig(tmp_path / "scans", tmp_path / "out", (16, 8, 8), spacing=(1, 2, 2), workers=1)
+    other = open_dataset(prepare(other))
+    assert one.shared_with(other) == ["0.nii.gz", "2.nii.gz"]
+    assert other.shared_with(one) == ["renamed0.nii.gz", "renamed2.nii.gz"]
+    assert one.shared_with(one) == [entry["source"] for entry in one.manifest["volumes"]]
+
+
+def test_volumes_of_one_4d_file_are_different_scans(tmp_path):
+    array = np.random.default_rng(0).normal(size=(8, 8, 8, 4))
+    (tmp_path / "scans").mkdir()
+    nib.save(nib.Nifti1Image(array, np.eye(4)), tmp_path / "scans" / "many.nii.gz")
+
+    def made_of(volume) -> PreparedDataset:
+        config = PrepareConfig(tmp_path / "scans", tmp_path / f"{volume}", (8, 8, 8), volume=volume, workers=1)
+        return open_dataset(prepare(config))
+
+    third = made_of(2)
+    assert made_of("all").shared_with(third) == ["many.nii.gz#2"]
+    assert made_of(1).shared_with(third) == []
 
 
 def test_the_geometry_of_samples_is_typical_of_the_set(made):

@@ -296,6 +296,11 @@ def test_starts_from_kaimings_normal_by_fan_out():
         ({"kernel_size": (3, 5)}, "kernel_size"),
         ({"kernel_size": (3, 3, 3)}, "kernel_size"),
         ({"kernel_size": 0}, "kernel_size"),
+        ({"kernel_size": 3.0}, "kernel_size"),
+        ({"kernel_size": None}, "kernel_size"),
+        ({"kernel_size": True}, "kernel_size"),
+        ({"stride": (1.5, 1)}, "stride"),
+        ({"padding": None}, "padding"),
         ({"stride": 0}, "stride"),
         ({"padding": -1}, "padding"),
         ({"padding": "full"}, "padding"),
@@ -307,6 +312,12 @@ def test_starts_from_kaimings_normal_by_fan_out():
 def test_bad_arguments_are_named(settings, field):
     with pytest.raises(UserError, match=rf"^{field}: found"):
         CrossDConv(4, 4, **({"kernel_size": 3} | settings))
+
+
+@pytest.mark.parametrize("phase", ["published", "rotation"])
+def test_no_samples_make_no_samples(phase):
+    conv = CrossDConv(4, 8, 3, stride=2, padding=1, phase=phase).eval()
+    assert conv(torch.zeros(0, 4, 8, 8)).shape == (0, 8, 4, 4)
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 5, 5), (4, 5, 5), (2, 4, 5, 5, 5)])

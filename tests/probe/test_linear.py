@@ -46,6 +46,15 @@ def test_it_is_where_the_penalised_loss_is_least():
     assert all(loss(probe.weight) < loss(probe.weight + 0.02 * rng.normal(size=probe.weight.shape)) for _ in range(20))
 
 
+def test_units_do_not_matter():
+    features, classes = toy(60, 2, shift=1)
+    units, zeros = np.logspace(4, -4, features.shape[1]), np.linspace(-50, 50, features.shape[1])
+    one, other = fit(features, classes, 3, seed=0), fit(features * units + zeros, classes, 3, seed=0)
+    assert other.penalty == one.penalty
+    assert np.allclose(other.logits(features * units + zeros), one.logits(features), atol=1e-4)
+    assert np.allclose(one.mean, features.mean(0))
+
+
 def test_a_part_of_its_own_chooses_the_penalty():
     features, classes = toy(60, 3, shift=1)
     rng = np.random.default_rng(0)

@@ -59,6 +59,8 @@ def test_a_plan():
         ({"pretrain": ...}, "pretrain: missing"),
         ({"pretrain__steps": 1}, "pretrain.steps: found 1, at least 2"),
         ({"pretrain__learning_rate": 0}, "pretrain.learning_rate: found 0"),
+        ({"pretrain__learning_rate": float("inf")}, "pretrain.learning_rate: found inf"),
+        ({"pretrain__weight_decay": float("nan")}, "pretrain.weight_decay: found nan"),
         ({"pretrain__batch": 1}, "pretrain.batch: unknown"),
         ({"network": {"stem": 4}}, "network.stem: found 4, an odd size"),
         ({"sources": {}}, "sources: none"),

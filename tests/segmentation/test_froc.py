@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from monai.metrics import compute_froc_curve_data, compute_froc_score
 
-from splitshuffle_gan.segmentation.froc import RATES, Hits, curve, froc, match
+from splitshuffle_gan.segmentation.froc import RATES, Hits, _resampled, curve, froc, match
 
 SPACING = (3.0, 1.0, 2.0)
 
@@ -121,6 +121,12 @@ def test_intervals_are_percentiles_over_volumes_drawn_again(cases):
     assert result == froc(cases, resamples=300, seed=3)
     for entry in result["sensitivity"].values():
         assert 0 <= entry["interval"][0] <= entry["interval"][1] <= 1
+
+
+def test_a_draw_without_a_lesion_is_repeated():
+    cases = [Hits(np.array([0.9]), np.zeros(0)), Hits(np.zeros(0), np.array([0.95]))]
+    # Of the draws with a lesion, AA, AB and BA, only AA finds it below half a false positive per volume.
+    assert _resampled(cases, 4000, 0)[:, 0].mean() == pytest.approx(1 / 3, abs=0.03)
 
 
 def test_all_and_nothing():

@@ -74,3 +74,11 @@ def test_a_plateau_is_one_peak_in_its_middle():
     voxels, heights = find_peaks(heat, SPACING, apart=1.0)
     assert voxels.tolist() == [[2, 4, 4], [5, 8, 8]] and heights.tolist() == [1, 0.5]
     assert find_peaks(np.full((5, 5, 5), 0.5, np.float32), SPACING, 1.0)[0].tolist() == [[2, 2, 2]]
+
+
+def test_the_peak_of_a_ring_is_on_the_ring():
+    heat = np.full((1, 9, 9), 0.05, np.float32)
+    heat[0, 1:8, 1:8] = 1
+    heat[0, 2:7, 2:7] = 0.05
+    voxels, heights = find_peaks(heat, SPACING, apart=1.0)
+    assert heat[tuple(voxels[0])] == heights[0] == 1 and np.abs(voxels[0, 1:] - 4).max() == 3

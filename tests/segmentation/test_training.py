@@ -133,11 +133,16 @@ def test_sets_that_do_not_fit_are_refused(config2d, tiny_dataset, balls, tmp_pat
     other.mkdir()
     for name in ("volumes.npy", "labels.npy"):
         (other / name).symlink_to(balls.val / name)
-    for change, message in (({"spacing": [4.0, 1.0, 2.0]}, "val: spacing"), ({"labels": manifest["labels"] | {
-        "values": [0, 2, 9]}}, "labels .9., which the training set lacks")):  # fmt: skip
+    for change, message in (
+        ({"spacing": [4.0, 1.0, 2.0]}, "val: spacing"),
+        ({"intensity": {"mode": "window", "low": -9.0, "high": 9.0}}, "val: intensity"),
+        ({"labels": manifest["labels"] | {"values": [0, 2, 9]}}, "labels .9., which the training set lacks"),
+    ):
         (other / "manifest.json").write_text(json.dumps(manifest | change))
         with pytest.raises(UserError, match=message):
             train_segmenter(config2d(val=other))
+    with pytest.raises(UserError, match="^val: .* of its volumes, such as .*, are in .* as well"):
+        train_segmenter(config2d(val=balls.train))
     assert not (tmp_path / "run").exists()
 
 

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 import splitshuffle_gan.metrics.fidelity  # noqa: F401  (makes torchvision importable beside any build of torch)
 from splitshuffle_gan.errors import UserError
@@ -179,6 +180,37 @@ def test_convert_names_what_it_cannot_do():
     ):
         with pytest.raises(UserError, match=message):
             convert(model)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda conv: conv.register_forward_hook(lambda *_: None),
+            "found forward hooks, which the new layer would lose",
+        ),
+        (lambda conv: conv.register_full_backward_hook(lambda *_: None), "found backward hooks"),
+        (nn.utils.spectral_norm, "found forward pre hooks, weight_orig, weight_u, weight_v"),
+        (lambda conv: prune.l1_unstructured(conv, "weight", 0.5), "found forward pre hooks, weight_orig, weight_mask"),
+    ],
+)
+def test_what_a_layer_would_lose_is_named(change, message):
+    model = nn.Sequential(nn.Conv2d(2, 2, 3))
+    change(model[0])
+    with pytest.raises(UserError, match=message):
+        convert(model)
+
+
+def test_a_hook_on_a_converted_layer_is_not_lost_on_the_way_to_3d():
+    model, _ = convert(nn.Sequential(nn.Conv2d(2, 2, 3), nn.ReLU(), nn.MaxPool2d(2)))
+    model[1].register_forward_hook(lambda module, given, y: y + 1)  # this layer stays
+    volumetric, _ = to_3d(model)
+    assert volumetric[:2](torch.zeros(1, 2, 3, 3, 3)).min() >= 1
+    for layer in (0, 2):
+        hook = model[layer].register_forward_hook(lambda *_: None)
+        with pytest.raises(UserError, match=rf"^{layer} \(.*found forward hooks"):
+            to_3d(model)
+        hook.remove()
 
 
 # To 3D ----------------------------------------------------------------------------------------------------------------

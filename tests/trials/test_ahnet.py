@@ -125,6 +125,7 @@ def test_what_makes_no_sense_is_said(make, sets, tiny_dataset, here):
     for changes, told in (
         ({"seeds": 0}, "seeds: found 0, must be at least 1"),
         ({"minutes": 0.0}, "minutes: found 0.0"),
+        ({"minutes": float("inf")}, "minutes: found inf"),
         ({"share_2d": 1.0}, "share_2d: found 1.0, a share between 0 and 1"),
         ({"learning_rate": 0.0}, "learning_rate: found 0.0"),
     ):

@@ -9,7 +9,8 @@ import pytest
 
 from splitshuffle_gan.data.dataset import open_dataset
 from splitshuffle_gan.errors import UserError
-from splitshuffle_gan.segmentation.options import Network2DOptions, Segment2DConfig, Segment3DConfig
+from splitshuffle_gan.experiment.folder import only_one
+from splitshuffle_gan.segmentation.options import Network2DOptions, Network3DOptions, Segment2DConfig, Segment3DConfig
 from splitshuffle_gan.segmentation.segmenter import open_labelled
 from splitshuffle_gan.trials import utility as module
 from splitshuffle_gan.trials.utility import utility
@@ -146,6 +147,20 @@ def test_the_same_command_goes_on_where_a_kill_left_it(make, trained, monkeypatc
     assert len(trained) == len(results(config.out)) == 3
 
 
+def test_two_do_not_work_in_one_folder(make, trained):
+    config = make(seeds=1)
+    with only_one(config.out, "utility.json"), pytest.raises(UserError, match="another process works in"):
+        utility(config)
+    assert not trained
+
+
+def test_a_network_that_does_not_fit_leaves_nothing_that_is_in_the_way(make, trained):
+    config = make(rank=3, network3d=Network3DOptions(layers=(1, 1, 1, 1)))
+    with pytest.raises(UserError, match="let the network pad"):
+        utility(config)
+    assert not config.out.exists()
+
+
 def test_networks_are_kept_when_asked_for(make, trained):
     utility(make(seeds=1, keep_networks=True))
     assert len(list(make().out.glob("runs/*/network"))) == 3
@@ -163,7 +178,7 @@ def test_sets_that_do_not_fit_are_refused_before_anything_is_made(
         ({"synthetic": tiny_dataset}, "has no labels; prepare it with --labels"),
         ({"real_test": tiny_pairs}, "^real_test: shape: .* has 8 16 8, .* 8 32 32; prepare both alike"),
         ({"real_test": sets.train}, "^real_test: 3 of its volumes, such as 0.nii.gz, are in .*train.* as well"),
-        ({"real_test": mixed}, "^real_test: 1 of its volumes, such as 1.nii.gz, are in .*synthetic.* as well"),
+        ({"real_test": mixed}, "^real_test: 1 of its volumes, such as 4.nii.gz, are in .*synthetic.* as well"),
         ({"real_test": tmp_path / "none"}, "none does not exist"),
     ):
         with pytest.raises(UserError, match=told):
