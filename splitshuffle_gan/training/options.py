@@ -64,7 +64,7 @@ class TrainConfig:
         resume: go on with the run in `out`, exactly where it stopped.
         overwrite: delete what is in `out` first.
         channels: what is drawn: image; or image,label: volume and label map together, of a dataset with labels. Each
-            structure has a channel of its own, +1 inside and -1 outside (in one channel of the labels' numbers every
+            structure has a channel of its own, above 0 inside of it (in one channel of the labels' numbers every
             edge from 0 to 2 would have a rim of 1). A sample's label is the structure with the greatest value above 0.
         kimg: length of training, in thousands of real images shown.
         minutes: stop after this many minutes of training instead, if that comes first; earlier parts of a resumed run
