@@ -3,8 +3,8 @@
 Each structure, that is each label but 0, has a channel of its own: the distance to its border within the slice, above
 0 inside and below 0 outside, which ends at 1 and -1 after `REACH` pixels. One channel of the labels' numbers would not
 do: a network draws smooth edges, and on its way from 0 to 2 it would pass through a rim of 1, a structure that is not
-there. Nor would channels of +1 and -1 alone: no network draws them so sharp, the discriminator looks at nothing else,
-and the image stays blurred. Within the slice, so that the slices a 2D network learns from are those of the volumes.
+there. Nor do channels of +1 and -1 alone do well: their jumps print themselves on the image, rings along every border.
+Within the slice, so that the slices a 2D network learns from are those of the volumes.
 Which channel is whose, the geometry of a network says ("labels", ascending).
 """
 
