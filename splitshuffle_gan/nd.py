@@ -112,6 +112,18 @@ def channels_last(rank: int) -> torch.memory_format:
     return layout.channels_last(rank + 2)
 
 
+def place(network: nn.Module, rank: int, device: torch.device) -> nn.Module:
+    """The network itself, on the device, its kernels of this rank in the fast memory format.
+
+    `Module.to(memory_format=...)` fails at kernels of another rank, as ACS and Cross-D convolutions have them.
+    """
+    network.to(device)
+    for weight in network.parameters():
+        if weight.ndim == rank + 2:
+            weight.data = weight.data.contiguous(memory_format=channels_last(rank))
+    return network
+
+
 def pad_beforehand(network: nn.Module) -> None:
     """Let the `Conv3d` layers of a library's network pad their input first and convolve then; the function is the same.
 

@@ -103,7 +103,7 @@ def extract(
     state = PartialState()
     starts = range(0, len(volumes), batch_size)
     mine = list(starts)[state.process_index :: state.num_processes]
-    network = extractor.network.to(state.device, memory_format=nd.channels_last(extractor.rank)).eval()
+    network = nd.place(extractor.network, extractor.rank, state.device).eval()
 
     def load(start: int) -> Tensor:
         batch = np.stack([volumes[i] for i in range(start, min(start + batch_size, len(volumes)))])

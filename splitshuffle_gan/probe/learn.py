@@ -37,7 +37,7 @@ def pretrain(
     processor time, per step.
     """
     device = accelerator.device
-    _place(network.train(), 2, accelerator)
+    nd.place(network.train(), 2, accelerator.device)
     width = network.config.features
     heads = nn.ModuleList(
         [seeded_head(width, sum(of.tasks), derived_seed(seed, 1, place)) for place, of in enumerate(sources.values())]
@@ -105,7 +105,7 @@ def finetune(
     statistics measured once more.
     """
     device, part = accelerator.device, task.train
-    _place(network.train(), 3, accelerator)
+    nd.place(network.train(), 3, accelerator.device)
     head = seeded_head(width, task.classes, derived_seed(seed, 1)).to(device)
     counts = torch.tensor(class_weights(part.classes, task.classes), dtype=torch.float32, device=device)
     optimizer, schedule = _optimizer([network, head], training)
@@ -124,7 +124,7 @@ def finetune(
 
 def _batches(network: nn.Module, part: Part, rows: np.ndarray, accelerator: Accelerator) -> Iterator[Tensor]:
     """Volumes in batches as even as can be: a batch norm learns nothing from a single value."""
-    _place(network, 3, accelerator)
+    nd.place(network, 3, accelerator.device)
     for items in np.array_split(rows, -(-len(rows) // BATCH)):
         yield part.batch(items.tolist()).to(accelerator.device, memory_format=nd.channels_last(3))
 
@@ -135,14 +135,6 @@ def _arithmetic(accelerator: Accelerator) -> AbstractContextManager:
     With oneDNN 3.12 the gradient of a 3 x 3 x 3 kernel is wrong by any amount, NaN included, where D is 2.
     """
     return nullcontext() if accelerator.device.type == "cpu" else accelerator.autocast()
-
-
-def _place(network: nn.Module, rank: int, accelerator: Accelerator) -> None:
-    """To the device; kernels of this rank to its fast layout (ACS's and Cross-D's have another)."""
-    network.to(accelerator.device)
-    for weight in network.parameters():
-        if weight.ndim == rank + 2:
-            weight.data = weight.data.contiguous(memory_format=nd.channels_last(rank))
 
 
 def _optimizer(

@@ -15,6 +15,8 @@ from splitshuffle_gan.errors import UserError
 from splitshuffle_gan.extractors.catalogue import open_extractor
 from splitshuffle_gan.extractors.cross_d import CarryConfig, CrossDEncoder, carry_to_volumes
 from splitshuffle_gan.extractors.slice_resnet import SliceResNet, SliceResNetConfig
+from splitshuffle_gan.metrics.features import extract
+from splitshuffle_gan.metrics.source import from_arrays
 
 SHAPE = (12, 16, 16)
 
@@ -69,6 +71,7 @@ def test_it_serves_behind_the_contract(slices, datasets, tmp_path):
     features = extractor.network(torch.from_numpy(arrays[1]))
     assert features.shape == (5, 32) and (features.std(0) > 0).sum() > 16
     assert extractor.network(torch.zeros(1, 1, 20, 8, 12)).shape == (1, 32)  # another grid
+    np.testing.assert_allclose(extract(from_arrays(arrays[1]), extractor), features.detach(), atol=1e-5)
     record = json.loads((out / "training.json").read_text())
     assert [entry["volumes"] for entry in record["statistics"]] == [2, 2]
     assert record["network"]["trained"] == {"seed": 7}
