@@ -50,6 +50,7 @@ FORMAT, VERSION = "splitshuffle-validation", 1
 MARK = "validation.json"
 LEAST_N = 8
 SHIPPED = ("med3d-mini", "random-0")
+NOT_SHIPPED = ("medicalnet", "cross_d")  # how the names begin of those that weights are given for
 PHANTOM_RULES = {"brain": IntensityRule(), "heart": IntensityRule("window", -250.0, 650.0)}
 ROUNDING = 1e-12  # of the features' mean square: a distance below that is float32 noise
 
@@ -63,7 +64,8 @@ class ValidationConfig:
         out: folder to make.
         other: another organ to mix in: heart or brain (phantoms on the same grid), or a dataset or folder of that grid.
         extractors: names; by default med3d-mini, random-0 and, where its weights are at hand, medicalnet-resnet50.
-        weights: file of weights for the medicalnet among `extractors`; by default from the cache or the hub.
+        weights: weights of the medicalnet or cross_d-resnet18 among `extractors`: a file, or what `carry` made; by
+            default from the cache or the hub.
         n: volumes in each of the two halves; by default half of what there is. Two times n volumes are held in memory.
         splits: random splits into halves, over which every number is averaged.
         seed: of everything random.
@@ -145,9 +147,10 @@ def _open_extractors(config: ValidationConfig) -> list[Extractor]:
     names = config.extractors or tuple(dict.fromkeys((default_extractor().name, *SHIPPED)))
     if len(set(names)) < len(names):
         raise UserError(f"extractors: found {' '.join(names)}, in which a name comes twice")
-    foreign = [name for name in names if name.startswith("medicalnet")]
+    foreign = [name for name in names if name.startswith(NOT_SHIPPED)]
     if config.weights and len(foreign) != 1:
-        raise UserError(f"weights: {config.weights} is for one medicalnet; name just one in --extractors")
+        kinds = "medicalnet or cross_d-resnet18"
+        raise UserError(f"weights: {config.weights} is for one {kinds}; name just one in --extractors")
     opened = [open_extractor(name, config.weights if name in foreign else None) for name in names]
     for extractor in opened:
         if extractor.rank != 3:

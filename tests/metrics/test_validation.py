@@ -220,13 +220,29 @@ def test_the_other_organ_may_be_a_folder(brains, rulers, tmp_path):
         ({"splits": 1}, "splits: found 1, at least 2"),
         ({"seed": -1}, "seed: found -1"),
         ({"extractors": ("pooled", "pooled")}, "in which a name comes twice"),
-        ({"weights": "resnet.pth"}, "weights: resnet.pth is for one medicalnet"),
+        ({"weights": "resnet.pth"}, "weights: resnet.pth is for one medicalnet or cross_d"),
+        ({"weights": "w", "extractors": ("cross_d-resnet18", "medicalnet-resnet10")}, "weights: w is for one"),
     ],
 )
 def test_what_cannot_be_is_refused_before_the_work(brains, rulers, tmp_path, changes, message):
     with pytest.raises(UserError, match=message):
         validate(ValidationConfig(**{"real": brains, "out": tmp_path / "out", "extractors": ("pooled",)} | changes))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["medicalnet-resnet10", "cross_d-resnet18"])
+def test_weights_go_to_the_one_that_does_not_ship(brains, tmp_path, monkeypatch, name):
+    given = {}
+
+    def opened(name: str, weights=None) -> Extractor:
+        given[name] = weights
+        raise UserError("enough")
+
+    for names in ((name,), (name, "med3d-mini")):
+        monkeypatch.setattr(validation, "open_extractor", opened)
+        with pytest.raises(UserError, match="enough"):
+            validate(ValidationConfig(real=brains, out=tmp_path / "out", extractors=names, weights=tmp_path))
+    assert given == {name: tmp_path}
 
 
 def test_an_extractor_of_slices_is_refused(brains, tmp_path, monkeypatch):
