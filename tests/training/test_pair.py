@@ -41,7 +41,7 @@ def test_items_hold_the_image_and_a_channel_for_each_structure(tiny_pairs):
         assert (item.dtype, tuple(item.shape)) == (torch.float32, (3, *prepared.shape))
         np.testing.assert_array_equal(item[0], prepared.volumes[index, 0])
         for channel, label in zip(item[1:], STRUCTURES, strict=True):
-            np.testing.assert_array_equal(channel, np.where(prepared.labels[index, 0] == label, 1, -1))
+            np.testing.assert_array_equal(channel > 0, prepared.labels[index, 0] == label)
     volume, depth = slices.index[7]
     item = slices[7]
     assert item["depth"] == depth
