@@ -22,16 +22,6 @@ TRIALS = {
         "AH-Net on hippocampus MR",
         "splitshuffle ahnet --train parts/train --test parts/held_out --network2d.scale 2 2 --minutes 4 --out ahnet",
     ),
-    "utility-phantoms": (
-        "Downstream utility: hearts of CT phantoms, 32x32x32, 3.75 mm",
-        "splitshuffle utility --real-train parts/train --synthetic drawn_pairs --real-test parts/held_out --steps 150 "
-        "--network3d.layers 1 1 1 1 --network3d.scale 1 2 2 --network3d.pad --out worth",
-    ),
-    "utility-hippocampus": (
-        "Downstream utility: hippocampus MR",
-        "splitshuffle utility --real-train parts/train --synthetic drawn_pairs --real-test parts/held_out --steps 120 "
-        "--network3d.layers 1 1 1 1 --network3d.scale 1 2 2 --network3d.pad --out worth",
-    ),
 }
 SHARES = ("precision", "recall")
 AUDITED = {
