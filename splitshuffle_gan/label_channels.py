@@ -8,8 +8,9 @@ Within the slice, so that the slices a 2D network learns from are those of the v
 Which channel is whose, the geometry of a network says ("labels", ascending).
 """
 
+import math
+
 import numpy as np
-from scipy import ndimage
 
 REACH = 3.0
 """Pixels from the border at which a channel is 1 or -1."""
@@ -26,24 +27,33 @@ def to_channels(labels: np.ndarray, structures: tuple[int, ...]) -> np.ndarray:
     The border lies half-way between pixels. What lies beyond the slice is unknown and makes no border.
     """
     slices = labels.reshape(-1, *labels.shape[-2:])
-    channels = [[_signed_distance(one == number) for one in slices] for number in structures]
-    return np.clip(np.array(channels, np.float32) / REACH, -1, 1).reshape(len(structures), *labels.shape)
+    channel_of = np.full(256, -1)
+    channel_of[list(structures)] = range(len(structures))
+    channels = np.full((len(structures), *slices.shape), -1, np.float32)
+    inside = np.ones(slices.shape, np.float32)
+    height, width = slices.shape[1:]
+    for down, right in _offsets(REACH + 0.5):  # the nearest come last and count
+        if abs(down) >= height or abs(right) >= width:
+            continue
+        top, left = max(-down, 0), max(-right, 0)
+        here = slices[:, top : height - max(down, 0), left : width - max(right, 0)]
+        there = slices[:, top + down : height - max(-down, 0), left + right : width - max(-right, 0)]
+        depths, rows, columns = np.nonzero(here != there)
+        other = channel_of[there[depths, rows, columns]]
+        at, share = (depths, rows + top, columns + left), (math.hypot(down, right) - 0.5) / REACH
+        inside[at] = share
+        known = other >= 0
+        channels[(other[known], *(part[known] for part in at))] = -share
+    for channel, number in zip(channels, structures, strict=True):
+        np.copyto(channel, inside, where=slices == number)
+    return channels.reshape(len(structures), *labels.shape)
 
 
-def _signed_distance(mask: np.ndarray) -> np.ndarray:
-    """Pixels to the border of `mask` [H, W], below 0 outside of it; right up to `REACH`, further away at least that."""
-    found = np.full(mask.shape, -REACH)
-    if mask.all() or not mask.any():
-        return found + 2 * REACH * mask
-    margin = int(np.ceil(REACH)) + 1
-    (rows,), (columns,) = (np.nonzero(mask.any(axis)) for axis in (1, 0))
-    near = tuple(slice(max(at[0] - margin, 0), at[-1] + margin + 1) for at in (rows, columns))
-    inside = mask[near]
-    if inside.all():
-        return found + 2 * REACH * mask
-    to_other = ndimage.distance_transform_edt(inside) - ndimage.distance_transform_edt(~inside)
-    found[near] = to_other - np.where(inside, 0.5, -0.5)
-    return found
+def _offsets(reach: float) -> list[tuple[int, int]]:
+    """Steps (down, right) to all pixels nearer than `reach`, the farthest first."""
+    whole = range(-int(reach), int(reach) + 1)
+    steps = [(down, right) for down in whole for right in whole if 0 < math.hypot(down, right) < reach]
+    return sorted(steps, key=lambda step: -math.hypot(*step))
 
 
 def from_channels(channels: np.ndarray, structures: tuple[int, ...]) -> np.ndarray:
