@@ -24,12 +24,38 @@ from splitshuffle_gan.training.options import TrainConfig
 from splitshuffle_gan.training.stream import derived_seed, latents
 
 PL_INTERVAL, PL_DECAY = 4, 0.01
+LEAK = 0.01
+LABEL_NOISE = 0.3
 
 
 def lazy_adam(model: nn.Module, lr: float, interval: int | None) -> torch.optim.Adam:
     """Adam (0, 0.99), corrected for a regulariser that comes every `interval` steps (StyleGAN2, appendix B)."""
     ratio = 1.0 if interval is None else interval / (interval + 1)
     return torch.optim.Adam(model.parameters(), lr=lr * ratio, betas=(0.0, 0.99**ratio), eps=1e-8, fused=True)
+
+
+def cut_off(images: Tensor) -> Tensor:
+    """Images with what lies beyond -1 and 1 pulled in to a hundredth of its excess.
+
+    Real images end there, air and bone in long runs of exactly -1 and 1, and so do samples once they are written. A
+    discriminator that saw the excess would tell the two apart by it and by nothing else; the hundredth lets the
+    gradient through.
+    """
+    inside = images.clamp(-1, 1)
+    return inside + LEAK * (images - inside)
+
+
+def blur_labels(images: Tensor, labels: int) -> Tensor:
+    """Images whose last `labels` channels, those of a label map, are under normal noise of sigma `LABEL_NOISE`.
+
+    For real and generated images alike. Distances to a border are exact in every pixel, a generator's never are: the
+    discriminator would go by that, and the generator would draw no grain in the image either, since what is grain in
+    one channel leaks into the others. Under noise both are spared, and the borders still count.
+    """
+    if not labels:
+        return images
+    scans, maps = images.split((images.shape[1] - labels, labels), dim=1)
+    return torch.cat((scans, maps + LABEL_NOISE * torch.randn_like(maps)), dim=1)
 
 
 def warmup(seen: int, kimg: float) -> float:
@@ -112,9 +138,9 @@ class Trainer:
         for rows, weight in self._micro_batches():
             d = None if depth is None else depth[rows]
             real = jitter(images[rows], self.config.jitter, self.random)
-            real = self._augment(real).detach().requires_grad_(penalise)
+            real = self._show(real).detach().requires_grad_(penalise)
             with torch.no_grad():
-                fake = self._augment(self._generate(z[rows], d))
+                fake = self._show(self._generate(z[rows], d))
             real_logits = self._judge(real, d)
             loss = discriminator_loss(real_logits, self._judge(fake, d))
             stats["loss_d"] += loss.detach() * weight
@@ -134,7 +160,7 @@ class Trainer:
         self.D.requires_grad_(False)
         for rows, weight in self._micro_batches():
             d = None if depth is None else depth[rows]
-            loss = generator_loss(self._judge(self._augment(self._generate(z[rows], d)), d))
+            loss = generator_loss(self._judge(self._show(self._generate(z[rows], d)), d))
             (loss * weight).backward()
             stats["loss_g"] += loss.detach() * weight
             if regularise:
@@ -159,14 +185,16 @@ class Trainer:
 
     def _generate(self, z: Tensor, depth: Tensor | None) -> Tensor:
         with self.accelerator.autocast():
-            return self.G(z, depth=depth)
+            return cut_off(self.G(z, depth=depth))
 
     def _judge(self, images: Tensor, depth: Tensor | None) -> Tensor:
         with self.accelerator.autocast():
             return self.D(images, depth)
 
-    def _augment(self, images: Tensor) -> Tensor:
-        return augment(images, self.adaptive.p, self.config.augment, self.random, self.spacing, self.structures)
+    def _show(self, images: Tensor) -> Tensor:
+        """What the discriminator sees of real or generated images."""
+        shown = augment(images, self.adaptive.p, self.config.augment, self.random, self.spacing, self.structures)
+        return blur_labels(shown, self.structures)
 
     def _latents(self, phase: int) -> Tensor:
         z = latents(self.config.seed, self.step, phase, self.config.batch_size, self.G.z_dim, self.share)

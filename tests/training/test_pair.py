@@ -17,7 +17,7 @@ from splitshuffle_gan.training.loop import train
 from splitshuffle_gan.training.options import TrainConfig
 from splitshuffle_gan.training.pair import build_networks
 from splitshuffle_gan.training.state import load_state, save_state
-from splitshuffle_gan.training.step import Trainer
+from splitshuffle_gan.training.step import LABEL_NOISE, Trainer
 
 STRUCTURES = (2, 5)
 
@@ -65,13 +65,14 @@ def test_augmentation_moves_all_channels_alike_and_keeps_the_labels_values(size)
     assert (moved - image).abs().max() > 0.1 and (alone - moved).abs().max() > 0.1
 
 
-def test_a_step_augments_the_image_alone(pairs_config):
+def test_a_step_augments_the_image_alone(pairs_config, monkeypatch):
     config = pairs_config(augment=AugmentConfig(translate=0, translate_depth=0, rotate=0, scale=0, noise=0.5))
     dataset = open_dataset(config.data)
     trainer = Trainer(config, dataset.spacing, *build_networks(config, 3, dataset), make_accelerator("no"))
     batch = torch.stack([VolumeDataset(dataset, labels=True)[i % 6]["image"] for i in range(8)])
     trainer.random, trainer.adaptive.p = torch.Generator().manual_seed(0), 0.8
-    changed = trainer._augment(batch)
+    monkeypatch.setattr("splitshuffle_gan.training.step.LABEL_NOISE", 0.0)
+    changed = trainer._show(batch)
     assert torch.equal(changed[:, 1:], batch[:, 1:])
     assert (changed[:, 0] - batch[:, 0]).abs().max() > 0.1
 
@@ -160,3 +161,21 @@ def test_a_start_with_other_channels_is_refused(pairs_config, tiny_pairs, tmp_pa
             train(config, 3)
     generator, _ = build_networks(saved["pairs"], 3, open_dataset(tiny_pairs))
     assert isinstance(generator, Generator) and generator.geometry["labels"] == [2, 5]
+
+
+@pytest.mark.parametrize("rank", [2, 3])
+def test_the_discriminator_sees_real_and_generated_labels_under_noise(pairs_config, tiny_pairs, rank):
+    dataset = open_dataset(tiny_pairs)
+    config = pairs_config(augment_target=0)
+    trainer = Trainer(config, dataset.spacing, *build_networks(config, rank, dataset), make_accelerator("no"))
+    items = (SliceDataset if rank == 2 else VolumeDataset)(dataset, labels=True)
+    batch = torch.utils.data.default_collate([items[i % 6] for i in range(config.batch_size)])
+    for parameter in trainer.G.parameters():
+        parameter.data.zero_()
+    seen = []
+    trainer.D.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().clone()))
+    trainer.train_step(batch)
+    for shown, clean in zip(seen, (batch["image"], 0.0, 0.0), strict=True):
+        noise = shown - clean
+        assert noise[:, 0].abs().max() == 0
+        assert noise[:, 1:].std().item() == pytest.approx(LABEL_NOISE, rel=0.05)

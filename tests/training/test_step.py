@@ -10,7 +10,7 @@ from splitshuffle_gan.devices import make_accelerator
 from splitshuffle_gan.errors import UserError
 from splitshuffle_gan.training.loop import build_networks
 from splitshuffle_gan.training.losses import discriminator_loss
-from splitshuffle_gan.training.step import Trainer, average_gradients
+from splitshuffle_gan.training.step import LABEL_NOISE, LEAK, Trainer, average_gradients, blur_labels, cut_off
 
 
 def make_trainer(config, rank: int = 3) -> tuple[Trainer, dict[str, torch.Tensor]]:
@@ -194,7 +194,7 @@ def test_r1_shares_the_forward_pass_and_is_that_of_its_own(tiny_config, rank, in
     twin, _ = in_float64(*make_trainer(config, rank))
     images, depth = batch["image"], batch.get("depth")
     with torch.no_grad():
-        fakes = twin.G(twin._latents(phase=0), depth=depth)
+        fakes = cut_off(twin.G(twin._latents(phase=0), depth=depth))
     discriminator_loss(twin.D(images, depth), twin.D(fakes, depth)).backward()
     images.requires_grad_()
     (slope,) = torch.autograd.grad(twin.D(images, depth).sum(), images, create_graph=True)
@@ -304,3 +304,36 @@ def test_average_gradients_keeps_shapes_and_leaves_out_what_has_none():
     assert model[1].bias.grad is None
     for number, p in enumerate([model[0].weight, model[0].bias, model[1].weight]):
         assert torch.equal(p.grad, torch.full_like(p, 10.0 * number))
+
+
+def test_cut_off_keeps_what_is_inside_and_a_hundredth_of_what_is_beyond():
+    values = torch.tensor([-3.0, -1.0, -0.2, 0.0, 0.7, 1.0, 2.0], requires_grad=True)
+    found = cut_off(values)
+    torch.testing.assert_close(found, torch.tensor([-1.02, -1.0, -0.2, 0.0, 0.7, 1.0, 1.01]))
+    (gradient,) = torch.autograd.grad(found.sum(), values)
+    torch.testing.assert_close(gradient[[0, 2, 3, 4, 6]], torch.tensor([LEAK, 1, 1, 1, LEAK]))
+
+
+@pytest.mark.parametrize("rank", [2, 3])
+def test_the_discriminator_sees_generated_images_as_they_are_written(tiny_config, rank):
+    trainer, batch = make_trainer(tiny_config(augment_target=0), rank)
+    trainer.G.blocks[-1].to_image.bias.data.fill_(50.0)
+    seen = []
+    trainer.D.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().clone()))
+    trainer.train_step(batch)
+    real, *generated = seen
+    assert torch.equal(real, batch["image"])
+    assert len(generated) == 2
+    for images in generated:
+        assert 1.2 < images.min() < images.max() < 1.8  # 1 + (50 - 1) / 100, and what the network adds
+
+
+def test_label_channels_are_shown_under_noise_and_images_as_they_are():
+    images = torch.rand(4, 3, 40, 40) * 2 - 1
+    assert blur_labels(images, 0) is images
+    torch.manual_seed(0)
+    shown = blur_labels(images, 2)
+    assert torch.equal(shown[:, 0], images[:, 0])
+    noise = (shown - images)[:, 1:]
+    assert noise.std().item() == pytest.approx(LABEL_NOISE, rel=0.05)
+    assert abs(noise.mean().item()) < 0.02
