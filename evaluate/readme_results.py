@@ -22,6 +22,35 @@ TRIALS = {
         "AH-Net on hippocampus MR",
         "splitshuffle ahnet --train parts/train --test parts/held_out --network2d.scale 2 2 --minutes 4 --out ahnet",
     ),
+    "utility-phantoms": (
+        "Synthetic pairs: chambers of heart phantoms, 32x32x32 at 3.75 mm",
+        """splitshuffle phantom --kind heart --count 232 --shape 40 66 90 --spacing 3.75 3.75 3.75 --out hearts
+splitshuffle prepare hearts/images --labels auto --structures 14 15 16 --crop label --shape 32 32 32 \\
+    --spacing native --window -250 650 --out chambers
+splitshuffle split --data chambers --held-out 72 --out parts
+splitshuffle train2d --preset hippocampus --data parts/train --channels image,label --network.depth-knots 8 \\
+    --r1-gamma 0.2 --batch-size 16 --augment-target 0 --minutes 18 --out run2d
+splitshuffle inflate run2d --out inflated
+splitshuffle train3d --preset hippocampus --data parts/train --channels image,label --init inflated \\
+    --r1-gamma 1 --batch-size 4 --augment-target 0 --minutes 55 --compile --out run3d
+splitshuffle sample run3d --seeds 0-159 --truncation-psi 1 --out drawn
+splitshuffle prepare drawn/images --labels auto --shape 32 32 32 --spacing native --window -250 650 --out drawn_pairs
+splitshuffle utility --real-train parts/train --synthetic drawn_pairs --real-test parts/held_out --steps 150 \\
+    --network3d.layers 1 1 1 1 --network3d.scale 1 2 2 --out worth""",
+    ),
+    "utility-hippocampus": (
+        "Synthetic pairs: hippocampus MR",
+        """splitshuffle train2d --preset hippocampus --data parts/train --channels image,label --r1-gamma 0.2 \\
+    --batch-size 16 --augment-target 0 --minutes 11 --out run2d
+splitshuffle inflate run2d --out inflated
+splitshuffle train3d --preset hippocampus --data parts/train --channels image,label --init inflated \\
+    --r1-gamma 1 --batch-size 4 --augment-target 0 --minutes 28 --compile --out run3d
+splitshuffle sample run3d --seeds 0-159 --truncation-psi 1 --out drawn
+splitshuffle prepare drawn/images --labels auto --shape 32 48 32 --spacing native --window 27.90036 928.66721 \\
+    --out drawn_pairs
+splitshuffle utility --real-train parts/train --synthetic drawn_pairs --real-test parts/held_out --steps 150 \\
+    --network3d.layers 1 1 1 1 --network3d.scale 1 2 2 --out worth""",
+    ),
 }
 SHARES = ("precision", "recall")
 AUDITED = {
