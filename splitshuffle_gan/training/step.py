@@ -37,8 +37,8 @@ def lazy_adam(model: nn.Module, lr: float, interval: int | None) -> torch.optim.
 def cut_off(images: Tensor) -> Tensor:
     """Images with what lies beyond -1 and 1 pulled in to a hundredth of its excess.
 
-    Real images end there, air and bone in long runs of exactly -1 and 1, and so do samples once they are written. A
-    discriminator that saw the excess would tell the two apart by it and by nothing else; the hundredth lets the
+    Real images and label channels end there, in long runs of exactly -1 and 1, and so do samples once they are written.
+    A discriminator that saw the excess would tell the two apart by it and by nothing else; the hundredth lets the
     gradient through.
     """
     inside = images.clamp(-1, 1)
@@ -185,7 +185,9 @@ class Trainer:
 
     def _generate(self, z: Tensor, depth: Tensor | None) -> Tensor:
         with self.accelerator.autocast():
-            return cut_off(self.G(z, depth=depth))
+            images = self.G(z, depth=depth)
+        # Of images alone the gain was not seen: see docs/architecture.md.
+        return cut_off(images) if self.structures else images
 
     def _judge(self, images: Tensor, depth: Tensor | None) -> Tensor:
         with self.accelerator.autocast():

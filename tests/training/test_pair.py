@@ -179,3 +179,22 @@ def test_the_discriminator_sees_real_and_generated_labels_under_noise(pairs_conf
         noise = shown - clean
         assert noise[:, 0].abs().max() == 0
         assert noise[:, 1:].std().item() == pytest.approx(LABEL_NOISE, rel=0.05)
+
+
+@pytest.mark.parametrize("rank", [2, 3])
+def test_the_discriminator_sees_generated_pairs_cut_off(pairs_config, tiny_pairs, rank, monkeypatch):
+    monkeypatch.setattr("splitshuffle_gan.training.step.LABEL_NOISE", 0.0)
+    dataset = open_dataset(tiny_pairs)
+    config = pairs_config(augment_target=0)
+    trainer = Trainer(config, dataset.spacing, *build_networks(config, rank, dataset), make_accelerator("no"))
+    items = (SliceDataset if rank == 2 else VolumeDataset)(dataset, labels=True)
+    batch = torch.utils.data.default_collate([items[i % 6] for i in range(config.batch_size)])
+    trainer.G.blocks[-1].to_image.bias.data.fill_(50.0)
+    seen = []
+    trainer.D.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().clone()))
+    trainer.train_step(batch)
+    real, *generated = seen
+    assert torch.equal(real, batch["image"])
+    assert len(generated) == 2
+    for pairs in generated:
+        assert 1.2 < pairs.min() < pairs.max() < 1.8  # 1 + (50 - 1) / 100, and what the network adds

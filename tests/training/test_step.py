@@ -194,7 +194,7 @@ def test_r1_shares_the_forward_pass_and_is_that_of_its_own(tiny_config, rank, in
     twin, _ = in_float64(*make_trainer(config, rank))
     images, depth = batch["image"], batch.get("depth")
     with torch.no_grad():
-        fakes = cut_off(twin.G(twin._latents(phase=0), depth=depth))
+        fakes = twin.G(twin._latents(phase=0), depth=depth)
     discriminator_loss(twin.D(images, depth), twin.D(fakes, depth)).backward()
     images.requires_grad_()
     (slope,) = torch.autograd.grad(twin.D(images, depth).sum(), images, create_graph=True)
@@ -314,18 +314,15 @@ def test_cut_off_keeps_what_is_inside_and_a_hundredth_of_what_is_beyond():
     torch.testing.assert_close(gradient[[0, 2, 3, 4, 6]], torch.tensor([LEAK, 1, 1, 1, LEAK]))
 
 
-@pytest.mark.parametrize("rank", [2, 3])
-def test_the_discriminator_sees_generated_images_as_they_are_written(tiny_config, rank):
-    trainer, batch = make_trainer(tiny_config(augment_target=0), rank)
+def test_images_without_labels_are_shown_as_they_are(tiny_config):
+    trainer, batch = make_trainer(tiny_config(augment_target=0))
     trainer.G.blocks[-1].to_image.bias.data.fill_(50.0)
     seen = []
     trainer.D.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().clone()))
     trainer.train_step(batch)
     real, *generated = seen
     assert torch.equal(real, batch["image"])
-    assert len(generated) == 2
-    for images in generated:
-        assert 1.2 < images.min() < images.max() < 1.8  # 1 + (50 - 1) / 100, and what the network adds
+    assert len(generated) == 2 and all(images.min() > 20 for images in generated)
 
 
 def test_label_channels_are_shown_under_noise_and_images_as_they_are():
