@@ -34,23 +34,23 @@ def lazy_adam(model: nn.Module, lr: float, interval: int | None) -> torch.optim.
     return torch.optim.Adam(model.parameters(), lr=lr * ratio, betas=(0.0, 0.99**ratio), eps=1e-8, fused=True)
 
 
-def cut_off(images: Tensor) -> Tensor:
-    """Images with what lies beyond -1 and 1 pulled in to a hundredth of its excess.
+def leaky_clamp(images: Tensor) -> Tensor:
+    """Images `[N, C, *S]` with what lies beyond -1 and 1 pulled in to `LEAK` of its excess; gradients pass through it.
 
-    Real images and label channels end there, in long runs of exactly -1 and 1, and so do samples once they are written.
-    A discriminator that saw the excess would tell the two apart by it and by nothing else; the hundredth lets the
-    gradient through.
+    Scans and label channels end at -1 and 1, in long runs of exactly these values, and images are clipped there when
+    they are written. A generator without an output activation only comes close, by which a discriminator can tell them
+    apart.
     """
     inside = images.clamp(-1, 1)
     return inside + LEAK * (images - inside)
 
 
-def blur_labels(images: Tensor, labels: int) -> Tensor:
-    """Images whose last `labels` channels, those of a label map, are under normal noise of sigma `LABEL_NOISE`.
+def label_noise(images: Tensor, labels: int) -> Tensor:
+    """Images `[N, C, *S]` with normal noise, sigma `LABEL_NOISE`, on the last `labels` channels, those of a label map.
 
-    For real and generated images alike. Distances to a border are exact in every pixel, a generator's never are: the
-    discriminator would go by that, and the generator would draw no grain in the image either, since what is grain in
-    one channel leaks into the others. Under noise both are spared, and the borders still count.
+    Instance noise (arXiv 1610.04490), for real and generated images alike. Distances to a border are exact in every
+    pixel, a generator's never are; and grain that it draws in the image leaks into the other channels, where without
+    noise it would stand out. The borders still count.
     """
     if not labels:
         return images
@@ -187,7 +187,7 @@ class Trainer:
         with self.accelerator.autocast():
             images = self.G(z, depth=depth)
         # Of images alone the gain was not seen: see docs/architecture.md.
-        return cut_off(images) if self.structures else images
+        return leaky_clamp(images) if self.structures else images
 
     def _judge(self, images: Tensor, depth: Tensor | None) -> Tensor:
         with self.accelerator.autocast():
@@ -196,7 +196,7 @@ class Trainer:
     def _show(self, images: Tensor) -> Tensor:
         """What the discriminator sees of real or generated images."""
         shown = augment(images, self.adaptive.p, self.config.augment, self.random, self.spacing, self.structures)
-        return blur_labels(shown, self.structures)
+        return label_noise(shown, self.structures)
 
     def _latents(self, phase: int) -> Tensor:
         z = latents(self.config.seed, self.step, phase, self.config.batch_size, self.G.z_dim, self.share)

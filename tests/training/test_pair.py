@@ -32,6 +32,14 @@ def pairs_config(tiny_config, tiny_pairs):
     return make
 
 
+def make_trainer(config: TrainConfig, rank: int) -> tuple[Trainer, dict[str, torch.Tensor]]:
+    """A trainer and a global batch of real pairs."""
+    dataset = open_dataset(config.data)
+    trainer = Trainer(config, dataset.spacing, *build_networks(config, rank, dataset), make_accelerator("no"))
+    items = (SliceDataset if rank == 2 else VolumeDataset)(dataset, labels=True)
+    return trainer, torch.utils.data.default_collate([items[i % len(items)] for i in range(config.batch_size)])
+
+
 def test_items_hold_the_image_and_a_channel_for_each_structure(tiny_pairs):
     prepared = open_dataset(tiny_pairs)
     assert prepared.structures == STRUCTURES
@@ -67,14 +75,13 @@ def test_augmentation_moves_all_channels_alike_and_keeps_the_labels_values(size)
 
 def test_a_step_augments_the_image_alone(pairs_config, monkeypatch):
     config = pairs_config(augment=AugmentConfig(translate=0, translate_depth=0, rotate=0, scale=0, noise=0.5))
-    dataset = open_dataset(config.data)
-    trainer = Trainer(config, dataset.spacing, *build_networks(config, 3, dataset), make_accelerator("no"))
-    batch = torch.stack([VolumeDataset(dataset, labels=True)[i % 6]["image"] for i in range(8)])
+    trainer, batch = make_trainer(config, 3)
     trainer.random, trainer.adaptive.p = torch.Generator().manual_seed(0), 0.8
     monkeypatch.setattr("splitshuffle_gan.training.step.LABEL_NOISE", 0.0)
-    changed = trainer._show(batch)
-    assert torch.equal(changed[:, 1:], batch[:, 1:])
-    assert (changed[:, 0] - batch[:, 0]).abs().max() > 0.1
+    images = batch["image"]
+    changed = trainer._show(images)
+    assert torch.equal(changed[:, 1:], images[:, 1:])
+    assert (changed[:, 0] - images[:, 0]).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("rank", [2, 3])
@@ -164,17 +171,11 @@ def test_a_start_with_other_channels_is_refused(pairs_config, tiny_pairs, tmp_pa
 
 
 @pytest.mark.parametrize("rank", [2, 3])
-def test_the_discriminator_sees_real_and_generated_labels_under_noise(pairs_config, tiny_pairs, rank):
-    dataset = open_dataset(tiny_pairs)
-    config = pairs_config(augment_target=0)
-    trainer = Trainer(config, dataset.spacing, *build_networks(config, rank, dataset), make_accelerator("no"))
-    items = (SliceDataset if rank == 2 else VolumeDataset)(dataset, labels=True)
-    batch = torch.utils.data.default_collate([items[i % 6] for i in range(config.batch_size)])
+def test_the_discriminator_sees_real_and_generated_labels_under_noise(pairs_config, shown_in_a_step, rank):
+    trainer, batch = make_trainer(pairs_config(augment_target=0), rank)
     for parameter in trainer.G.parameters():
         parameter.data.zero_()
-    seen = []
-    trainer.D.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().clone()))
-    trainer.train_step(batch)
+    seen = shown_in_a_step(trainer, batch)
     for shown, clean in zip(seen, (batch["image"], 0.0, 0.0), strict=True):
         noise = shown - clean
         assert noise[:, 0].abs().max() == 0
@@ -182,18 +183,11 @@ def test_the_discriminator_sees_real_and_generated_labels_under_noise(pairs_conf
 
 
 @pytest.mark.parametrize("rank", [2, 3])
-def test_the_discriminator_sees_generated_pairs_cut_off(pairs_config, tiny_pairs, rank, monkeypatch):
+def test_the_discriminator_sees_generated_pairs_cut_off(pairs_config, shown_in_a_step, rank, monkeypatch):
     monkeypatch.setattr("splitshuffle_gan.training.step.LABEL_NOISE", 0.0)
-    dataset = open_dataset(tiny_pairs)
-    config = pairs_config(augment_target=0)
-    trainer = Trainer(config, dataset.spacing, *build_networks(config, rank, dataset), make_accelerator("no"))
-    items = (SliceDataset if rank == 2 else VolumeDataset)(dataset, labels=True)
-    batch = torch.utils.data.default_collate([items[i % 6] for i in range(config.batch_size)])
+    trainer, batch = make_trainer(pairs_config(augment_target=0), rank)
     trainer.G.blocks[-1].to_image.bias.data.fill_(50.0)
-    seen = []
-    trainer.D.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().clone()))
-    trainer.train_step(batch)
-    real, *generated = seen
+    real, *generated = shown_in_a_step(trainer, batch)
     assert torch.equal(real, batch["image"])
     assert len(generated) == 2
     for pairs in generated:

@@ -10,7 +10,7 @@ from splitshuffle_gan.devices import make_accelerator
 from splitshuffle_gan.errors import UserError
 from splitshuffle_gan.training.loop import build_networks
 from splitshuffle_gan.training.losses import discriminator_loss
-from splitshuffle_gan.training.step import LABEL_NOISE, LEAK, Trainer, average_gradients, blur_labels, cut_off
+from splitshuffle_gan.training.step import LABEL_NOISE, LEAK, Trainer, average_gradients, label_noise, leaky_clamp
 
 
 def make_trainer(config, rank: int = 3) -> tuple[Trainer, dict[str, torch.Tensor]]:
@@ -306,30 +306,27 @@ def test_average_gradients_keeps_shapes_and_leaves_out_what_has_none():
         assert torch.equal(p.grad, torch.full_like(p, 10.0 * number))
 
 
-def test_cut_off_keeps_what_is_inside_and_a_hundredth_of_what_is_beyond():
+def test_leaky_clamp_keeps_what_is_inside_and_a_hundredth_of_what_is_beyond():
     values = torch.tensor([-3.0, -1.0, -0.2, 0.0, 0.7, 1.0, 2.0], requires_grad=True)
-    found = cut_off(values)
+    found = leaky_clamp(values)
     torch.testing.assert_close(found, torch.tensor([-1.02, -1.0, -0.2, 0.0, 0.7, 1.0, 1.01]))
     (gradient,) = torch.autograd.grad(found.sum(), values)
     torch.testing.assert_close(gradient[[0, 2, 3, 4, 6]], torch.tensor([LEAK, 1, 1, 1, LEAK]))
 
 
-def test_images_without_labels_are_shown_as_they_are(tiny_config):
+def test_images_without_labels_are_shown_as_they_are(tiny_config, shown_in_a_step):
     trainer, batch = make_trainer(tiny_config(augment_target=0))
     trainer.G.blocks[-1].to_image.bias.data.fill_(50.0)
-    seen = []
-    trainer.D.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().clone()))
-    trainer.train_step(batch)
-    real, *generated = seen
+    real, *generated = shown_in_a_step(trainer, batch)
     assert torch.equal(real, batch["image"])
     assert len(generated) == 2 and all(images.min() > 20 for images in generated)
 
 
 def test_label_channels_are_shown_under_noise_and_images_as_they_are():
     images = torch.rand(4, 3, 40, 40) * 2 - 1
-    assert blur_labels(images, 0) is images
+    assert label_noise(images, 0) is images
     torch.manual_seed(0)
-    shown = blur_labels(images, 2)
+    shown = label_noise(images, 2)
     assert torch.equal(shown[:, 0], images[:, 0])
     noise = (shown - images)[:, 1:]
     assert noise.std().item() == pytest.approx(LABEL_NOISE, rel=0.05)
